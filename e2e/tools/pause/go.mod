@@ -1,0 +1,3 @@
+module curve.io/e2e/tools/pause
+
+go 1.26.0
