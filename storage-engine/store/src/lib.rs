@@ -1,1 +1,18 @@
-//! curve-store
+//! One disk: a write-ahead log shared by all Raft groups on it, and the chunk space of each group.
+//!
+//! Synchronous: durable completions arrive as callbacks on the disk's IO thread. Nothing here
+//! knows Raft, the network or a runtime. Bytes on disk are described in `FORMAT.md`.
+
+mod disk;
+mod error;
+mod group;
+mod log;
+mod store;
+mod superblock;
+
+pub use disk::{Disk, FileDisk};
+pub use error::StoreError;
+pub use group::{Apply, ChunkView, Group, Install};
+pub use log::{LogEntry, LogPosition, LogState, Vote};
+pub use store::{Done, RecoveredGroup, StateProvider, Store, StoreOptions, Usage};
+pub use superblock::{DeviceState, FormatOptions, Superblock, format, inspect};

@@ -1,0 +1,46 @@
+//! The disk as the store sees it, so that tests can own it.
+
+use std::io;
+
+mod file;
+
+pub use file::FileDisk;
+
+/// Alignment of every offset, length and buffer passed to a `Disk`.
+pub(crate) const ALIGN: usize = 4096;
+
+/// A random-access device of fixed length. Offsets, lengths and buffer addresses are multiples of
+/// 4096. A write is durable once a later `sync` returned Ok; until then any subset of its 4 KiB
+/// blocks may survive a crash.
+pub trait Disk: Send + Sync + 'static {
+    /// Length in bytes.
+    fn len(&self) -> u64;
+    /// True for a device without any byte.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes every write that has returned durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
+    }
+}
