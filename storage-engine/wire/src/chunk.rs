@@ -1,0 +1,399 @@
+//! Data-plane messages about chunks: commands that go through a copyset's log, reads that its
+//! leader answers, and the ways either can fail.
+//!
+//! A command and a read share one 64-byte header, followed by the payload of a write:
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 1 | operation |
+//! | 1 | 3 | reserved, 0 |
+//! | 4 | 4 | offset in the chunk, bytes |
+//! | 8 | 4 | length, bytes |
+//! | 12 | 4 | chunk index |
+//! | 16 | 16 | volume id |
+//! | 32 | 8 | session |
+//! | 40 | 8 | epoch |
+//! | 48 | 8 | seq |
+//! | 56 | 8 | floor |
+
+use bytes::{Bytes, BytesMut};
+use curve_types::{CHUNK_SIZE, ChunkIndex, ChunkKey, DeviceId, Epoch, SessionId, VolumeId};
+use thiserror::Error;
+
+/// Frame kind of a command to be logged and applied.
+pub const KIND_PROPOSE: u16 = 0x0201;
+/// Frame kind of a read.
+pub const KIND_READ: u16 = 0x0202;
+/// Bytes before the payload.
+pub const OP_HEADER_LEN: usize = 64;
+
+const OP_WRITE: u8 = 1;
+const OP_ZERO: u8 = 2;
+const OP_DISCARD: u8 = 3;
+const OP_FENCE: u8 = 4;
+const OP_DELETE: u8 = 5;
+const OP_READ: u8 = 6;
+
+/// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
+/// unresolved, so that no delayed duplicate below it may take effect any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Writer {
+    pub session: SessionId,
+    pub epoch: Epoch,
+    pub seq: u64,
+    pub floor: u64,
+}
+
+/// A byte range of one chunk. Validated: `offset + len <= CHUNK_SIZE`, `len > 0`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChunkRange {
+    pub key: ChunkKey,
+    pub offset: u32,
+    pub len: u32,
+}
+
+/// What a copyset's log holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// `data.len() == range.len`.
+    Write { range: ChunkRange, writer: Writer, data: Bytes },
+    WriteZeroes { range: ChunkRange, writer: Writer },
+    Discard { range: ChunkRange, writer: Writer },
+    /// Refuse, for good, everything of this volume below `min_epoch`.
+    Fence { volume: VolumeId, min_epoch: Epoch },
+    /// Drop all chunks and the fence of a volume that the MDS has deleted; its id never returns.
+    DeleteVolume { volume: VolumeId },
+}
+
+/// A read by a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Read {
+    pub range: ChunkRange,
+    pub session: SessionId,
+    pub epoch: Epoch,
+}
+
+/// Why a chunk message cannot be decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ChunkMessageError {
+    #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
+    Short(usize),
+    #[error("chunk operation is {0}, expected 1 to 6")]
+    Operation(u8),
+    #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
+    Range { offset: u32, len: u32 },
+    #[error("write payload has {found} bytes, its header says {expected}")]
+    Payload { found: usize, expected: u32 },
+}
+
+struct OpHeader {
+    op: u8,
+    offset: u32,
+    len: u32,
+    index: u32,
+    volume: VolumeId,
+    writer: Writer,
+}
+
+impl OpHeader {
+    fn encode(&self) -> [u8; OP_HEADER_LEN] {
+        let mut out = [0; OP_HEADER_LEN];
+        out[0] = self.op;
+        out[4..8].copy_from_slice(&self.offset.to_le_bytes());
+        out[8..12].copy_from_slice(&self.len.to_le_bytes());
+        out[12..16].copy_from_slice(&self.index.to_le_bytes());
+        out[16..32].copy_from_slice(&self.volume.to_bytes());
+        out[32..40].copy_from_slice(&self.writer.session.0.to_le_bytes());
+        out[40..48].copy_from_slice(&self.writer.epoch.0.to_le_bytes());
+        out[48..56].copy_from_slice(&self.writer.seq.to_le_bytes());
+        out[56..64].copy_from_slice(&self.writer.floor.to_le_bytes());
+        out
+    }
+
+    fn decode(raw: &[u8]) -> Result<Self, ChunkMessageError> {
+        if raw.len() < OP_HEADER_LEN {
+            return Err(ChunkMessageError::Short(raw.len()));
+        }
+        let u32_at = |at: usize| u32::from_le_bytes(raw[at..at + 4].try_into().expect("4 bytes"));
+        let u64_at = |at: usize| u64::from_le_bytes(raw[at..at + 8].try_into().expect("8 bytes"));
+        Ok(Self {
+            op: raw[0],
+            offset: u32_at(4),
+            len: u32_at(8),
+            index: u32_at(12),
+            volume: VolumeId::from_bytes(raw[16..32].try_into().expect("16 bytes")),
+            writer: Writer {
+                session: SessionId(u64_at(32)),
+                epoch: Epoch(u64_at(40)),
+                seq: u64_at(48),
+                floor: u64_at(56),
+            },
+        })
+    }
+
+    fn range(&self) -> Result<ChunkRange, ChunkMessageError> {
+        let end = u64::from(self.offset) + u64::from(self.len);
+        if self.len == 0 || end > CHUNK_SIZE {
+            return Err(ChunkMessageError::Range { offset: self.offset, len: self.len });
+        }
+        let key = ChunkKey { volume: self.volume, index: ChunkIndex(self.index) };
+        Ok(ChunkRange { key, offset: self.offset, len: self.len })
+    }
+
+    fn of(op: u8, range: ChunkRange, writer: Writer) -> Self {
+        let ChunkRange { key, offset, len } = range;
+        Self { op, offset, len, index: key.index.0, volume: key.volume, writer }
+    }
+}
+
+impl Command {
+    /// The command's header and its payload, to be sent or logged one after the other.
+    pub fn encode(&self) -> (Bytes, Bytes) {
+        let (header, data) = match self {
+            Self::Write { range, writer, data } => {
+                (OpHeader::of(OP_WRITE, *range, *writer), data.clone())
+            }
+            Self::WriteZeroes { range, writer } => {
+                (OpHeader::of(OP_ZERO, *range, *writer), Bytes::new())
+            }
+            Self::Discard { range, writer } => {
+                (OpHeader::of(OP_DISCARD, *range, *writer), Bytes::new())
+            }
+            Self::Fence { volume, min_epoch } => {
+                let writer = Writer { epoch: *min_epoch, ..Writer::default() };
+                (Self::volume_header(OP_FENCE, *volume, writer), Bytes::new())
+            }
+            Self::DeleteVolume { volume } => {
+                (Self::volume_header(OP_DELETE, *volume, Writer::default()), Bytes::new())
+            }
+        };
+        (Bytes::copy_from_slice(&header.encode()), data)
+    }
+
+    fn volume_header(op: u8, volume: VolumeId, writer: Writer) -> OpHeader {
+        OpHeader { op, offset: 0, len: 0, index: 0, volume, writer }
+    }
+
+    /// Decodes header and payload that lie in one buffer; the payload is not copied.
+    pub fn decode(raw: &Bytes) -> Result<Self, ChunkMessageError> {
+        let header = OpHeader::decode(raw)?;
+        let payload = raw.slice(OP_HEADER_LEN..);
+        match header.op {
+            OP_WRITE => {
+                let range = header.range()?;
+                if payload.len() != range.len as usize {
+                    let (found, expected) = (payload.len(), range.len);
+                    return Err(ChunkMessageError::Payload { found, expected });
+                }
+                Ok(Self::Write { range, writer: header.writer, data: payload })
+            }
+            OP_ZERO => Ok(Self::WriteZeroes { range: header.range()?, writer: header.writer }),
+            OP_DISCARD => Ok(Self::Discard { range: header.range()?, writer: header.writer }),
+            OP_FENCE => {
+                Ok(Self::Fence { volume: header.volume, min_epoch: header.writer.epoch })
+            }
+            OP_DELETE => Ok(Self::DeleteVolume { volume: header.volume }),
+            other => Err(ChunkMessageError::Operation(other)),
+        }
+    }
+
+    /// The volume that the command is about.
+    pub fn volume(&self) -> VolumeId {
+        match self {
+            Self::Write { range, .. }
+            | Self::WriteZeroes { range, .. }
+            | Self::Discard { range, .. } => range.key.volume,
+            Self::Fence { volume, .. } | Self::DeleteVolume { volume } => *volume,
+        }
+    }
+}
+
+impl Read {
+    pub fn encode(&self) -> Bytes {
+        let writer = Writer { session: self.session, epoch: self.epoch, ..Writer::default() };
+        Bytes::copy_from_slice(&OpHeader::of(OP_READ, self.range, writer).encode())
+    }
+
+    pub fn decode(raw: &[u8]) -> Result<Self, ChunkMessageError> {
+        let header = OpHeader::decode(raw)?;
+        if header.op != OP_READ {
+            return Err(ChunkMessageError::Operation(header.op));
+        }
+        let Writer { session, epoch, .. } = header.writer;
+        Ok(Self { range: header.range()?, session, epoch })
+    }
+}
+
+/// Why a chunk request was not carried out.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ChunkError {
+    /// Ask `leader`, or anyone if it is unknown. Nothing was applied.
+    #[error("this replica does not lead the copyset")]
+    NotLeader { leader: Option<DeviceId> },
+    /// This device has no replica of the copyset. Nothing was applied.
+    #[error("no replica of the copyset here")]
+    NoSuchCopyset,
+    /// A newer attachment owns the volume; this session never succeeds again.
+    #[error("fenced: the volume accepts epoch {min_epoch} and above")]
+    Fenced { min_epoch: Epoch },
+    /// The volume was deleted.
+    #[error("the volume was deleted")]
+    Deleted,
+    /// `seq` lies below the session's floor: a late duplicate.
+    #[error("the write's sequence number lies below the session's floor")]
+    Stale,
+    #[error("the copyset's devices are full")]
+    NoSpace,
+    /// It may or may not be applied later; retry with the same `seq`.
+    #[error("the copyset cannot answer now")]
+    Unavailable,
+    #[error("the request is malformed or its range is not allowed")]
+    BadRequest,
+    #[error("this connection may not do that")]
+    Forbidden,
+    /// Stored bytes do not match their checksum.
+    #[error("stored data is damaged")]
+    Damaged,
+}
+
+/// Answer to a command (empty) or a read (its data).
+pub type ChunkReply = Result<Bytes, ChunkError>;
+
+/// Encodes a reply body: one status byte, then what belongs to the status.
+pub fn encode_reply(reply: &ChunkReply) -> (Bytes, Bytes) {
+    let mut head = BytesMut::with_capacity(17);
+    let mut data = Bytes::new();
+    let status: u8 = match reply {
+        Ok(bytes) => {
+            data = bytes.clone();
+            0
+        }
+        Err(ChunkError::NotLeader { .. }) => 1,
+        Err(ChunkError::NoSuchCopyset) => 2,
+        Err(ChunkError::Fenced { .. }) => 3,
+        Err(ChunkError::Deleted) => 4,
+        Err(ChunkError::Stale) => 5,
+        Err(ChunkError::NoSpace) => 6,
+        Err(ChunkError::Unavailable) => 7,
+        Err(ChunkError::BadRequest) => 8,
+        Err(ChunkError::Forbidden) => 9,
+        Err(ChunkError::Damaged) => 10,
+    };
+    head.extend_from_slice(&[status]);
+    match reply {
+        Err(ChunkError::NotLeader { leader }) => {
+            head.extend_from_slice(&leader.unwrap_or_default().to_bytes());
+        }
+        Err(ChunkError::Fenced { min_epoch }) => {
+            head.extend_from_slice(&min_epoch.0.to_le_bytes());
+        }
+        _ => {}
+    }
+    (head.freeze(), data)
+}
+
+/// Inverse of `encode_reply`. The outer error means that the peer sent nonsense.
+pub fn decode_reply(body: &Bytes) -> Result<ChunkReply, ChunkMessageError> {
+    let status = *body.first().ok_or(ChunkMessageError::Short(0))?;
+    let rest = body.slice(1..);
+    let short = || ChunkMessageError::Short(body.len());
+    let error = match status {
+        0 => return Ok(Ok(rest)),
+        1 => {
+            let raw: [u8; 16] = rest[..].try_into().map_err(|_| short())?;
+            let leader = DeviceId::from_bytes(raw);
+            ChunkError::NotLeader { leader: (!leader.is_nil()).then_some(leader) }
+        }
+        2 => ChunkError::NoSuchCopyset,
+        3 => {
+            let raw: [u8; 8] = rest[..].try_into().map_err(|_| short())?;
+            ChunkError::Fenced { min_epoch: Epoch(u64::from_le_bytes(raw)) }
+        }
+        4 => ChunkError::Deleted,
+        5 => ChunkError::Stale,
+        6 => ChunkError::NoSpace,
+        7 => ChunkError::Unavailable,
+        8 => ChunkError::BadRequest,
+        9 => ChunkError::Forbidden,
+        10 => ChunkError::Damaged,
+        other => return Err(ChunkMessageError::Operation(other)),
+    };
+    Ok(Err(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(offset: u32, len: u32) -> ChunkRange {
+        let key = ChunkKey { volume: VolumeId::random(), index: ChunkIndex(3) };
+        ChunkRange { key, offset, len }
+    }
+
+    fn joined(command: &Command) -> Bytes {
+        let (head, data) = command.encode();
+        [&head[..], &data[..]].concat().into()
+    }
+
+    #[test]
+    fn commands_survive_the_wire() {
+        let writer = Writer { session: SessionId(1), epoch: Epoch(2), seq: 3, floor: 2 };
+        let volume = VolumeId::random();
+        let commands = [
+            Command::Write { range: range(512, 3), writer, data: Bytes::from_static(b"abc") },
+            Command::WriteZeroes { range: range(0, 4 << 20), writer },
+            Command::Discard { range: range(4096, 8192), writer },
+            Command::Fence { volume, min_epoch: Epoch(9) },
+            Command::DeleteVolume { volume },
+        ];
+        for command in commands {
+            assert_eq!(Command::decode(&joined(&command)), Ok(command));
+        }
+        let read = Read { range: range(1, 2), session: SessionId(4), epoch: Epoch(5) };
+        assert_eq!(Read::decode(&read.encode()), Ok(read));
+    }
+
+    #[test]
+    fn a_range_outside_the_chunk_is_refused() {
+        for (offset, len) in [(0, 0), (4 << 20, 1), (1, 4 << 20), (u32::MAX, u32::MAX)] {
+            let command = Command::Discard { range: range(offset, len), writer: Writer::default() };
+            let decoded = Command::decode(&joined(&command));
+            assert_eq!(decoded, Err(ChunkMessageError::Range { offset, len }));
+        }
+    }
+
+    #[test]
+    fn a_payload_of_another_length_is_refused() {
+        let data = Bytes::from_static(b"abcd");
+        let command = Command::Write { range: range(0, 3), writer: Writer::default(), data };
+        let expected = ChunkMessageError::Payload { found: 4, expected: 3 };
+        assert_eq!(Command::decode(&joined(&command)), Err(expected));
+    }
+
+    #[test]
+    fn replies_survive_the_wire() {
+        let replies = [
+            Ok(Bytes::from_static(b"data")),
+            Ok(Bytes::new()),
+            Err(ChunkError::NotLeader { leader: Some(DeviceId::random()) }),
+            Err(ChunkError::NotLeader { leader: None }),
+            Err(ChunkError::NoSuchCopyset),
+            Err(ChunkError::Fenced { min_epoch: Epoch(7) }),
+            Err(ChunkError::Deleted),
+            Err(ChunkError::Stale),
+            Err(ChunkError::NoSpace),
+            Err(ChunkError::Unavailable),
+            Err(ChunkError::BadRequest),
+            Err(ChunkError::Forbidden),
+            Err(ChunkError::Damaged),
+        ];
+        for reply in replies {
+            let (head, data) = encode_reply(&reply);
+            let body = [&head[..], &data[..]].concat().into();
+            assert_eq!(decode_reply(&body), Ok(reply));
+        }
+        assert!(decode_reply(&Bytes::new()).is_err());
+        assert!(decode_reply(&Bytes::from_static(&[1, 2])).is_err());
+        assert!(decode_reply(&Bytes::from_static(&[99])).is_err());
+    }
+}
