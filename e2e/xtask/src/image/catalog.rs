@@ -1,0 +1,170 @@
+//! The images of the local cluster: what each holds and what it is called.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::archive::{Image, ImageSpec, Layer};
+use super::debian_root;
+use crate::paths::Paths;
+use crate::progress::Step;
+use crate::tools::Tools;
+
+/// Named in containerd's configuration as every pod's sandbox.
+pub const PAUSE: &str = "localhost/pause:1";
+/// The pods of end-to-end tests: fio, mkfs, socat and a shell.
+pub const TEST: &str = "localhost/curve-test:dev";
+pub const CURVE_REPOSITORY: &str = "localhost/curve";
+
+const CURVE_PACKAGES: &[&str] =
+    &["ca-certificates", "e2fsprogs", "mount", "util-linux", "xfsprogs"];
+const TEST_PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "e2fsprogs",
+    "fio",
+    "iproute2",
+    "mount",
+    "openssl",
+    "procps",
+    "socat",
+    "util-linux",
+    "xfsprogs",
+];
+
+/// The product's programs; the image's entry point is always given by the pod.
+const CURVE_BINARIES: &[&str] = &["curve", "curve-operator", "curve-csi"];
+
+/// The upstream programs that the chart runs beside ours, under the versions that
+/// `e2e/tools/sidecars/go.mod` pins.
+const SIDECARS: &[(&str, &str)] = &[
+    ("csi-provisioner", "github.com/kubernetes-csi/external-provisioner/v6"),
+    ("csi-attacher", "github.com/kubernetes-csi/external-attacher/v4"),
+    ("csi-resizer", "github.com/kubernetes-csi/external-resizer/v2"),
+    ("csi-snapshotter", "github.com/kubernetes-csi/external-snapshotter/v8"),
+    ("snapshot-controller", "github.com/kubernetes-csi/external-snapshotter/v8"),
+];
+
+fn image_dir(paths: &Paths) -> PathBuf {
+    paths.cache.join("images")
+}
+
+/// What Kubernetes itself needs on every node, and the image that test pods run.
+pub fn cluster_images(paths: &Paths, tools: &Tools, step: &mut Step) -> Result<Vec<Image>> {
+    let one = |name: &str, binary: PathBuf| -> Result<Image> {
+        let (repository, tag) = name.split_once(':').context("image name without a tag")?;
+        let entrypoint = format!("/{}", file_name(&binary)?);
+        program_image(paths, repository, tag, &entrypoint, &binary)
+    };
+    let coredns = tools.dir("coredns").join("coredns");
+    let test_root = debian_root::layer(paths, "test", TEST_PACKAGES, step)?;
+    let (repository, tag) = TEST.split_once(':').context("image name without a tag")?;
+    let test = ImageSpec { repository, tag: Some(tag), entrypoint: &[], layers: &[test_root] };
+    Ok(vec![
+        one(PAUSE, tools.dir("pause").join("pause"))?,
+        one(crate::cluster::coredns::IMAGE, coredns)?,
+        test.write(&image_dir(paths))?,
+    ])
+}
+
+/// The CSI sidecars as `localhost/NAME:VERSION`.
+pub fn sidecar_images(paths: &Paths, tools: &Tools) -> Result<Vec<Image>> {
+    let go_mod = paths.repo.join("e2e/tools/sidecars/go.mod");
+    let go_mod =
+        std::fs::read_to_string(&go_mod).with_context(|| format!("read {}", go_mod.display()))?;
+    SIDECARS
+        .iter()
+        .map(|(binary, module)| {
+            let version = module_version(&go_mod, module)
+                .with_context(|| format!("find {module} in e2e/tools/sidecars/go.mod"))?;
+            let program = tools.dir("sidecars").join(binary);
+            let repository = format!("localhost/{binary}");
+            program_image(paths, &repository, version, &format!("/{binary}"), &program)
+        })
+        .collect()
+}
+
+fn module_version<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
+    go_mod.lines().find_map(|line| {
+        let mut words = line.trim_start_matches("require").split_whitespace();
+        (words.next()? == module).then(|| words.next()).flatten()
+    })
+}
+
+fn program_image(
+    paths: &Paths,
+    repository: &str,
+    tag: &str,
+    entrypoint: &str,
+    program: &Path,
+) -> Result<Image> {
+    let dir = image_dir(paths);
+    std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let layer_path = dir.join(format!("{}.layer.tar", repository.replace('/', "_")));
+    let layer = Layer::of_files(&layer_path, &[(entrypoint.to_string(), program.to_path_buf())])?;
+    let spec =
+        ImageSpec { repository, tag: Some(tag), entrypoint: &[entrypoint], layers: &[layer] };
+    spec.write(&dir)
+}
+
+/// The product image from the binaries in `target/PROFILE`.
+pub fn curve_image(paths: &Paths, binaries: &Path, step: &mut Step) -> Result<Image> {
+    let root = debian_root::layer(paths, "curve", CURVE_PACKAGES, step)?;
+    step.say("packing the binaries");
+    let files: Vec<(String, PathBuf)> = CURVE_BINARIES
+        .iter()
+        .map(|name| (format!("/usr/bin/{name}"), binaries.join(name)))
+        .collect();
+    for (_, source) in &files {
+        ensure!(source.is_file(), "{} has not been built", source.display());
+    }
+    let dir = image_dir(paths);
+    std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let layer = Layer::of_files(&dir.join("curve.layer.tar"), &files)?;
+    let spec = ImageSpec {
+        repository: CURVE_REPOSITORY,
+        tag: None,
+        entrypoint: &[],
+        layers: &[root, layer],
+    };
+    let image = spec.write(&dir)?;
+    drop_older_archives(&dir, &image);
+    Ok(image)
+}
+
+/// Every build has its own archive; only the newest is worth its disk space.
+fn drop_older_archives(dir: &Path, keep: &Image) {
+    let prefix = format!("{}-", CURVE_REPOSITORY.replace('/', "_"));
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.to_string_lossy().starts_with(&prefix);
+        let digest = name.to_string_lossy().len() == prefix.len() + "0123456789abcdef.tar".len();
+        if ours && digest && entry.path() != keep.archive {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn file_name(path: &Path) -> Result<&str> {
+    path.file_name().and_then(|name| name.to_str()).context("program without a name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecar_versions_come_from_go_mod() {
+        let go_mod = "require (\n\tgithub.com/x/y/v2 v2.3.4 // indirect\n)\nrequire a/b v1.0.0\n";
+        assert_eq!(module_version(go_mod, "github.com/x/y/v2"), Some("v2.3.4"));
+        assert_eq!(module_version(go_mod, "a/b"), Some("v1.0.0"));
+        assert_eq!(module_version(go_mod, "github.com/x/y"), None);
+    }
+
+    #[test]
+    fn every_sidecar_is_pinned() {
+        let go_mod = include_str!("../../../tools/sidecars/go.mod");
+        for (binary, module) in SIDECARS {
+            assert!(module_version(go_mod, module).is_some(), "{binary}");
+        }
+    }
+}
