@@ -1,5 +1,7 @@
-//! What the end-to-end tests share: driving kubectl, waiting with a reason, and patterns that say
-//! which write a block came from. Tests are in `tests/`, one target per subject.
+//! What the end-to-end tests share: driving kubectl, workloads, the engine's processes, and
+//! waiting with a reason. Tests are in `tests/`, one target per subject.
 
+pub mod engine;
 pub mod kubectl;
 pub mod wait;
+pub mod workload;

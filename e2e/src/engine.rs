@@ -1,0 +1,101 @@
+//! The Curve processes of the local cluster's `demo` cluster: their status, and their violent end.
+//! Pods run under this machine's kernel, so a test can kill what runs in them.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::{kubectl, wait};
+
+/// Where `examples/cluster.yaml` puts the cluster.
+pub const NAMESPACE: &str = "curve";
+pub const CLUSTER: &str = "demo";
+
+/// `curve status -o json`, from the first MDS pod that answers.
+pub fn status() -> Result<Value> {
+    let mut last = None;
+    for ordinal in 0..3 {
+        let pod = format!("{CLUSTER}-mds-{ordinal}");
+        match kubectl::run(&["-n", NAMESPACE, "exec", &pod, "--", "curve", "status", "-o", "json"]) {
+            Ok(text) => return serde_json::from_str(&text).context("parse curve status"),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.context("no MDS pod")?)
+}
+
+/// Waits until every copyset has all its replicas and nothing is wrong.
+pub fn wait_healthy(timeout: Duration) -> Result<Value> {
+    wait::until("a healthy cluster", timeout, || {
+        let status = status().map_err(|error| format!("{error:#}"))?;
+        if status["health"] == "ok" {
+            Ok(status)
+        } else {
+            Err(format!("{} {}", status["health"], status["messages"]))
+        }
+    })
+}
+
+/// Name of the chunkserver that leads most copysets.
+pub fn busiest_leader() -> Result<String> {
+    let status = status()?;
+    let devices = status["devices"].as_array().context("devices in curve status")?;
+    devices
+        .iter()
+        .max_by_key(|device| device["leaders"].as_u64())
+        .and_then(|device| Some(device["name"].as_str()?.to_owned()))
+        .context("a chunkserver in curve status")
+}
+
+/// Kills every process whose command line holds all of `words`, with SIGKILL; returns how many.
+pub fn kill_processes(words: &[&str]) -> Result<usize> {
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc").context("list /proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if pid != std::process::id() as i32
+            && words.iter().all(|word| args.contains(&word.as_bytes()))
+            && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
+        {
+            killed += 1;
+        }
+    }
+    Ok(killed)
+}
+
+/// Kills the chunkserver of that name, wherever it runs.
+pub fn kill_chunkserver(name: &str) -> Result<()> {
+    let killed = kill_processes(&["chunkserver", name])?;
+    ensure!(killed == 1, "killed {killed} processes of chunkserver {name}, expected 1");
+    Ok(())
+}
+
+/// Waits until the chunkserver of that name is reported up or down.
+pub fn wait_device(name: &str, up: bool, timeout: Duration) -> Result<()> {
+    wait::until(&format!("chunkserver {name} up={up}"), timeout, || {
+        let status = status().map_err(|error| format!("{error:#}"))?;
+        let device = status["devices"].as_array().and_then(|devices| {
+            devices.iter().rev().find(|device| device["name"] == name && device["out"] != true)
+        });
+        match device {
+            Some(device) if device["up"] == up => Ok(()),
+            Some(device) => Err(device.to_string()),
+            None => Err(format!("no such device in {}", status["devices"])),
+        }
+    })
+}
+
+/// The node a pod runs on.
+pub fn node_of(namespace: &str, pod: &str) -> Result<String> {
+    let node = kubectl::field(namespace, &format!("pod/{pod}"), "{.spec.nodeName}")?;
+    if node.is_empty() {
+        bail!("pod {namespace}/{pod} is not scheduled");
+    }
+    Ok(node)
+}

@@ -1,0 +1,83 @@
+//! A pod that moves to another node takes its data along, and what stayed behind is fenced.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use curve_e2e::{engine, kubectl, kubectl::Namespace, wait, workload};
+use xtask::cluster::Cluster;
+
+const DETACHED: Duration = Duration::from_secs(180);
+
+/// Brings a node back whatever the test did, so that later tests find the cluster whole.
+struct Isolated<'a>(&'a Cluster, u8, String);
+
+impl Drop for Isolated<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.connect_node(self.1, true);
+        let _ = kubectl::run(&["taint", "node", &self.2, "node.kubernetes.io/out-of-service-"]);
+    }
+}
+
+/// The loop devices of this kernel, all nodes' alike.
+fn loop_devices() -> Result<Vec<String>> {
+    let output = Command::new("losetup").args(["-n", "-O", "NAME"]).output().context("losetup")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text.split_ascii_whitespace().map(str::to_owned).collect())
+}
+
+#[test]
+fn a_moved_pod_finds_its_data_and_the_old_attachment_is_refused() -> Result<()> {
+    engine::wait_healthy(DETACHED)?;
+    let namespace = Namespace::create("chaos-move")?;
+    let ns = &namespace.0;
+    let before = loop_devices()?;
+    workload::claim(ns, "data", "Block", "256Mi")?;
+    workload::pod(ns, "old", "data", "Block", Some("node3"))?;
+    workload::wait_running(ns, "old")?;
+    let device = loop_devices()?
+        .into_iter()
+        .find(|device| !before.contains(device))
+        .context("the attachment's loop device")?;
+    let write = |pod: &str, fill: &str| {
+        let script = format!(
+            "head -c 4194304 /dev/zero | tr '\\0' {fill} | dd of=/dev/data oflag=direct bs=1M \
+             conv=fsync 2>&1 && dd if=/dev/data bs=1M count=4 iflag=direct 2>/dev/null | md5sum"
+        );
+        kubectl::exec(ns, pod, &script)
+    };
+    let old_sum = write("old", "a")?;
+
+    let cluster = Cluster::open()?;
+    cluster.connect_node(3, false)?;
+    let isolated = Isolated(&cluster, 3, "node3".to_owned());
+    wait::until("node3 to be NotReady", DETACHED, || {
+        let path = "{.status.conditions[?(@.type==\"Ready\")].status}";
+        match kubectl::field("default", "node/node3", path) {
+            Ok(status) if status != "True" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })?;
+    let taint = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
+    kubectl::run(&["taint", "node", "node3", taint, "--overwrite"])?;
+    workload::pod(ns, "new", "data", "Block", Some("node2"))?;
+    workload::wait_running(ns, "new")?;
+    let read = "dd if=/dev/data bs=1M count=4 iflag=direct 2>/dev/null | md5sum";
+    let moved = kubectl::exec(ns, "new", read)?;
+    ensure!(
+        old_sum.lines().last() == moved.lines().last(),
+        "data changed while moving: {old_sum} became {moved}"
+    );
+    let new_sum = write("new", "b")?;
+
+    // The node wakes up: what it still has open must change nothing and say so.
+    drop(isolated);
+    let revived = Command::new("dd")
+        .args(["if=/dev/zero", &format!("of={device}"), "bs=4096", "count=1", "oflag=direct"])
+        .output()
+        .context("dd")?;
+    ensure!(!revived.status.success(), "a fenced attachment accepted a write");
+    let kept = kubectl::exec(ns, "new", read)?;
+    ensure!(new_sum.lines().last() == kept.lines().last(), "a fenced write changed the volume");
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! A node that is gone for good: its copysets are rebuilt on a fourth, and the resources say so.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use curve_e2e::{engine, kubectl, kubectl::Namespace, wait, workload};
+use xtask::cluster::Cluster;
+
+const REBUILT: Duration = Duration::from_secs(420);
+
+/// Boots the node again whatever happens, so that later tests find it.
+struct Stopped<'a>(&'a Cluster, u8);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.start_node(self.1);
+    }
+}
+
+#[test]
+fn a_lost_nodes_copysets_are_rebuilt_on_a_fourth_chunkserver() -> Result<()> {
+    engine::wait_healthy(REBUILT)?;
+    let cluster = Cluster::open()?;
+    let status = engine::status()?;
+    let devices = status["devices"].as_array().context("devices")?.len();
+    let namespace = Namespace::create("chaos-node")?;
+    let ns = &namespace.0;
+    workload::claim(ns, "data", "Filesystem", "256Mi")?;
+    workload::pod(ns, "data", "data", "Filesystem", Some("node1"))?;
+    workload::wait_running(ns, "data")?;
+    let sum = kubectl::exec(ns, "data", "head -c 33554432 /dev/urandom >/data/x && sync && md5sum </data/x")?;
+
+    if devices < 4 {
+        cluster.add_node()?;
+        let patch = r#"[{"op":"replace","path":"/spec/nodeSets/0/count","value":4}]"#;
+        let object = "curvecluster/demo";
+        kubectl::run(&["-n", engine::NAMESPACE, "patch", object, "--type=json", "-p", patch])?;
+        engine::wait_device("demo-default-3", true, REBUILT)?;
+    }
+    let short = r#"{"spec":{"recovery":{"outAfter":"15s"}}}"#;
+    kubectl::run(&["-n", engine::NAMESPACE, "patch", "curvecluster/demo", "--type=merge", "-p", short])?;
+    engine::wait_healthy(REBUILT)?;
+
+    let victim: u8 = 2;
+    cluster.stop_node(victim)?;
+    let _stopped = Stopped(&cluster, victim);
+    let object = "curvecluster/demo";
+    let degraded = "{.status.conditions[?(@.type==\"Degraded\")].status}";
+    kubectl::wait_field(engine::NAMESPACE, object, degraded, "True", REBUILT)?;
+    wait::until("every copyset whole again", REBUILT, || {
+        let status = engine::status().map_err(|error| error.to_string())?;
+        let whole = status["copysets_degraded"] == 0 && status["copysets_unavailable"] == 0;
+        if whole { Ok(()) } else { Err(status["messages"].to_string()) }
+    })?;
+    ensure!(kubectl::exec(ns, "data", "md5sum </data/x")? == sum, "data changed");
+    let events = kubectl::run(&["-n", engine::NAMESPACE, "get", "events"])?;
+    ensure!(events.to_lowercase().contains("degraded"), "no event says so:\n{events}");
+    Ok(())
+}
