@@ -18,16 +18,17 @@ pub mod record;
 pub mod verify;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{self, wait_until};
+use crate::image;
 use crate::paths::Paths;
 use crate::progress::Step;
-use crate::tools::Tools;
+use crate::tools::{CLUSTER_MODULES, Tools};
 use cgroup::Cgroups;
 pub use network::MAX_NODES;
 use record::{Phase, Record};
@@ -57,7 +58,7 @@ impl Cluster {
     pub fn open() -> Result<Cluster> {
         let paths = Paths::from_env()?;
         let mut step = Step::quiet();
-        let tools = Tools::ensure(&paths, &mut step, &[])?;
+        let tools = Tools::ensure(&paths, &mut step, CLUSTER_MODULES)?;
         let cluster = Cluster::new(paths, tools)?;
         let record = Record::load(&cluster.paths)?;
         ensure!(
@@ -94,6 +95,8 @@ impl Cluster {
                 Record::starting(nodes, fingerprint)
             }
         };
+        // Made before the nodes start, which only load them: this is where the time goes.
+        image::catalog::cluster_images(&self.paths, &self.tools, step)?;
         let reused = record.phase == Phase::Running && self.control_plane_answers();
         if !reused {
             cleanup::processes_and_namespaces(self)?;
@@ -190,6 +193,19 @@ impl Cluster {
     pub fn connect_node(&self, index: u8, connected: bool) -> Result<()> {
         self.check_index(index)?;
         network::set_node_link(index, connected)
+    }
+
+    /// Where a path of node `name` (`node2`) lies on this machine: below /var, which is a node's
+    /// own and survives its power cuts.
+    pub fn node_path(&self, name: &str, path: impl AsRef<Path>) -> Result<PathBuf> {
+        let path = path.as_ref();
+        let below_var = path.strip_prefix("/var").with_context(|| {
+            format!("{} is not below /var: nodes share or lose it", path.display())
+        })?;
+        let index = (1..=MAX_NODES).find(|index| node::name(*index) == name);
+        let index = index.with_context(|| format!("{name} is no node of this cluster"))?;
+        self.check_index(index)?;
+        Ok(node::dir(self, index).join("var").join(below_var))
     }
 
     pub fn node_count(&self) -> Result<u8> {

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod deploy;
 pub mod image;
 pub mod packages;
 pub mod paths;

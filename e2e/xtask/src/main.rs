@@ -10,7 +10,7 @@ use xtask::cluster::{Cluster, verify};
 use xtask::packages;
 use xtask::paths::Paths;
 use xtask::progress::{Progress, Step, human};
-use xtask::tools::Tools;
+use xtask::tools::{CLUSTER_MODULES, Tools};
 
 /// Develop Curve: a local Kubernetes, images, checks and tests.
 #[derive(Parser)]
@@ -113,7 +113,7 @@ fn cluster_up(nodes: u8) -> Result<()> {
     let paths = Paths::from_env()?;
     let mut progress = Progress::new(4);
     progress.stage("Debian packages", packages::ensure)?;
-    let tools = progress.stage("tools", |step| Tools::ensure(&paths, step, &[]))?;
+    let tools = progress.stage("tools", |step| Tools::ensure(&paths, step, CLUSTER_MODULES))?;
     let cluster = Cluster::new(paths, tools)?;
     progress.stage("cluster", |step| cluster.ensure(nodes, step))?;
     progress.stage("plain pods", |step| verify::plain_pods(&cluster, step))?;

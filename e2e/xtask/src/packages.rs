@@ -12,18 +12,20 @@ const PACKAGES: &[&str] = &[
     // kube-proxy, kubelet and the nodes' networks
     "conntrack",
     "ipset",
-    "iptables",
     "iproute2",
+    "iptables",
     "socat",
     // file systems and mounts of volumes; setsid, nsenter, unshare
     "e2fsprogs",
     "mount",
     "util-linux",
     "xfsprogs",
-    // root file systems of images; runc is cgo
+    // root file systems of images; runc is cgo and links libseccomp
     "gcc",
     "libc6-dev",
+    "libseccomp-dev",
     "mmdebstrap",
+    "pkg-config",
     // tests and benchmarks of the engine over NBD and FUSE
     "fio",
     "fuse3",

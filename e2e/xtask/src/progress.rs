@@ -102,7 +102,10 @@ impl Step {
             print!("\r\x1b[K");
         }
         println!("      {text}");
-        self.draw();
+        self.note.clear();
+        if self.terminal {
+            self.draw();
+        }
     }
 
     fn draw(&mut self) {

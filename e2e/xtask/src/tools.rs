@@ -97,7 +97,8 @@ pub const MODULES: &[Module] = &[
     Module {
         name: "runc-cni",
         cgo: true,
-        tags: "",
+        // kubelet asks for the default seccomp profile for every sandbox.
+        tags: "seccomp",
         ldflags: "",
         target: "tool",
         binaries: &["runc", "bridge", "loopback", "host-local", "portmap"],
@@ -112,6 +113,10 @@ pub const MODULES: &[Module] = &[
         binaries: &["csi-spec"],
     },
 ];
+
+/// What runs the cluster itself; the rest is for what is deployed on it and for tests.
+pub const CLUSTER_MODULES: &[&str] =
+    &["kubernetes", "coredns", "containerd", "etcd", "runc-cni", "pause"];
 
 /// Where each module's binaries are.
 #[derive(Debug, Clone)]
@@ -169,9 +174,9 @@ impl Tools {
             .collect()
     }
 
-    /// Changes when any binary could have changed; a running cluster of other tools is replaced.
+    /// Changes when the cluster's binaries could have: a cluster of other tools is replaced.
     pub fn fingerprint(&self) -> String {
-        self.dirs.values().map(|dir| format!("{}\n", dir.display())).collect()
+        CLUSTER_MODULES.iter().map(|module| format!("{}\n", self.dir(module).display())).collect()
     }
 }
 
@@ -219,7 +224,7 @@ fn build(paths: &Paths, module: &Module, go: &Path, position: &str, step: &mut S
     step.say(format!("{} ({position}): fetching modules", module.name));
     let result = compile(paths, module, go, &bin, |packages, total| {
         step.say(format!(
-            "{} ({position}): {packages} of {total} packages, {}",
+            "{} ({position}): compiled {packages} of at most {total} packages, {}",
             module.name,
             human(started.elapsed())
         ));

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -14,7 +15,7 @@ use crate::tools::hex;
 const TAG_HEX_DIGITS: usize = 12;
 
 /// A layer that lies in a file, with the digest of its bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Layer {
     pub path: PathBuf,
     digest: String,
@@ -67,7 +68,7 @@ fn plain_header(size: u64) -> tar::Header {
 }
 
 /// An image archive on disk.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Image {
     /// Full name with tag.
     pub name: String,

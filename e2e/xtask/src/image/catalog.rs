@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
 use super::archive::{Image, ImageSpec, Layer};
 use super::debian_root;
-use crate::paths::Paths;
+use crate::cluster::coredns;
+use crate::paths::{Paths, write_atomically};
 use crate::progress::Step;
-use crate::tools::Tools;
+use crate::tools::{Tools, hex};
 
 /// Named in containerd's configuration as every pod's sandbox.
 pub const PAUSE: &str = "localhost/pause:1";
@@ -50,20 +52,19 @@ fn image_dir(paths: &Paths) -> PathBuf {
 
 /// What Kubernetes itself needs on every node, and the image that test pods run.
 pub fn cluster_images(paths: &Paths, tools: &Tools, step: &mut Step) -> Result<Vec<Image>> {
-    let one = |name: &str, binary: PathBuf| -> Result<Image> {
-        let (repository, tag) = name.split_once(':').context("image name without a tag")?;
-        let entrypoint = format!("/{}", file_name(&binary)?);
-        program_image(paths, repository, tag, &entrypoint, &binary)
-    };
-    let coredns = tools.dir("coredns").join("coredns");
     let test_root = debian_root::layer(paths, "test", TEST_PACKAGES, step)?;
-    let (repository, tag) = TEST.split_once(':').context("image name without a tag")?;
+    let (repository, tag) = split(TEST)?;
     let test = ImageSpec { repository, tag: Some(tag), entrypoint: &[], layers: &[test_root] };
+    step.say("packing images");
     Ok(vec![
-        one(PAUSE, tools.dir("pause").join("pause"))?,
-        one(crate::cluster::coredns::IMAGE, coredns)?,
+        program_image(paths, PAUSE, &tools.dir("pause").join("pause"))?,
+        program_image(paths, coredns::IMAGE, &tools.dir("coredns").join("coredns"))?,
         test.write(&image_dir(paths))?,
     ])
+}
+
+fn split(name: &str) -> Result<(&str, &str)> {
+    name.split_once(':').with_context(|| format!("image name {name} has no tag"))
 }
 
 /// The CSI sidecars as `localhost/NAME:VERSION`.
@@ -77,8 +78,7 @@ pub fn sidecar_images(paths: &Paths, tools: &Tools) -> Result<Vec<Image>> {
             let version = module_version(&go_mod, module)
                 .with_context(|| format!("find {module} in e2e/tools/sidecars/go.mod"))?;
             let program = tools.dir("sidecars").join(binary);
-            let repository = format!("localhost/{binary}");
-            program_image(paths, &repository, version, &format!("/{binary}"), &program)
+            program_image(paths, &format!("localhost/{binary}:{version}"), &program)
         })
         .collect()
 }
@@ -90,20 +90,31 @@ fn module_version<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
     })
 }
 
-fn program_image(
-    paths: &Paths,
-    repository: &str,
-    tag: &str,
-    entrypoint: &str,
-    program: &Path,
-) -> Result<Image> {
+/// An image of one static program from the tool cache. That cache is keyed by content, so the
+/// program's path decides the image and a second call reads nothing.
+fn program_image(paths: &Paths, name: &str, program: &Path) -> Result<Image> {
     let dir = image_dir(paths);
     std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let (repository, tag) = split(name)?;
+    let file = program.file_name().and_then(|file| file.to_str());
+    let entrypoint = format!("/{}", file.context("program without a name")?);
+    let key = hex(&Sha256::digest(format!("{name} {entrypoint} {}", program.display())));
+    let record = dir.join(format!("{}.json", &key[..16]));
+    if let Ok(bytes) = std::fs::read(&record) {
+        let image: Image = serde_json::from_slice(&bytes).context("parse the image's record")?;
+        if image.archive.is_file() {
+            return Ok(image);
+        }
+    }
     let layer_path = dir.join(format!("{}.layer.tar", repository.replace('/', "_")));
-    let layer = Layer::of_files(&layer_path, &[(entrypoint.to_string(), program.to_path_buf())])?;
+    let layer = Layer::of_files(&layer_path, &[(entrypoint.clone(), program.to_path_buf())])?;
     let spec =
-        ImageSpec { repository, tag: Some(tag), entrypoint: &[entrypoint], layers: &[layer] };
-    spec.write(&dir)
+        ImageSpec { repository, tag: Some(tag), entrypoint: &[&entrypoint], layers: &[layer] };
+    let image = spec.write(&dir)?;
+    std::fs::remove_file(&layer_path).context("remove the layer")?;
+    let text = serde_json::to_vec(&image).context("encode the image's record")?;
+    write_atomically(&record, &text)?;
+    Ok(image)
 }
 
 /// The product image from the binaries in `target/PROFILE`.
@@ -142,10 +153,6 @@ fn drop_older_archives(dir: &Path, keep: &Image) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
-}
-
-fn file_name(path: &Path) -> Result<&str> {
-    path.file_name().and_then(|name| name.to_str()).context("program without a name")
 }
 
 #[cfg(test)]

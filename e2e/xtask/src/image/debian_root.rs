@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::archive::Layer;
 use crate::command;
-use crate::paths::Paths;
+use crate::paths::{Paths, write_atomically};
 use crate::progress::Step;
 use crate::tools::hex;
 
@@ -35,6 +35,11 @@ pub fn layer(paths: &Paths, name: &str, packages: &[&str], step: &mut Step) -> R
     let key = &hex(&hash.finalize())[..16];
     let dir = paths.cache.join("roots");
     let target = dir.join(format!("{name}-{key}.tar"));
+    // Written last and by rename: where it is, the tar beside it is complete.
+    let record = dir.join(format!("{name}-{key}.json"));
+    if let Ok(bytes) = fs::read(&record) {
+        return serde_json::from_slice(&bytes).context("parse the root's record");
+    }
     if !target.is_file() {
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         let temporary = dir.join(format!("{name}-{key}.tmp{}.tar", std::process::id()));
@@ -56,7 +61,10 @@ pub fn layer(paths: &Paths, name: &str, packages: &[&str], step: &mut Step) -> R
         result?;
         rename(&temporary, &target)?;
     }
-    Layer::from_file(&target)
+    let layer = Layer::from_file(&target)?;
+    let text = serde_json::to_vec(&layer).context("encode the root's record")?;
+    write_atomically(&record, &text)?;
+    Ok(layer)
 }
 
 fn rename(from: &PathBuf, to: &PathBuf) -> Result<()> {

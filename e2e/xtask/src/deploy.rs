@@ -1,0 +1,261 @@
+//! Puts Curve on a cluster: build, image, chart, and the two examples the README shows.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, images};
+use crate::command::{self, wait_until};
+use crate::image::archive::Image;
+use crate::image::catalog;
+use crate::paths::Paths;
+use crate::progress::Step;
+use crate::tools::Tools;
+
+pub const RELEASE_NAMESPACE: &str = "curve-system";
+/// Three MDS and three chunkservers from nothing, on two busy cores.
+const READY_LIMIT: Duration = Duration::from_secs(600);
+const POD_LIMIT: Duration = Duration::from_secs(300);
+
+/// A cluster's API, ours or the user's.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub kubectl: PathBuf,
+    pub helm: PathBuf,
+    pub kubeconfig: PathBuf,
+}
+
+impl Api {
+    pub fn of(cluster: &Cluster, tools: &Tools) -> Api {
+        Api {
+            kubectl: tools.kubectl(),
+            helm: tools.helm(),
+            kubeconfig: cluster.paths.admin_kubeconfig(),
+        }
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", &self.kubeconfig);
+        command
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        command::output(self.command(&self.kubectl).args(args))
+    }
+
+    fn get(&self, args: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[&["get"], args, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).context("parse kubectl's JSON")
+    }
+}
+
+/// Builds the product's binaries; says which directory they are in.
+pub fn build(paths: &Paths, release: bool, step: &mut Step) -> Result<PathBuf> {
+    let mut cargo = cargo(paths);
+    cargo.args(["build", "--package", "curve", "--package", "curve-operator"]);
+    cargo.args(["--package", "curve-csi", "--bins"]);
+    if release {
+        cargo.arg("--release");
+    }
+    let log = paths.cache.join("log/cargo-build.log");
+    command::logged(&mut cargo, &log, || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        let last = text.lines().next_back().unwrap_or_default().trim().to_string();
+        step.say(if last.is_empty() { "cargo build".into() } else { last });
+    })?;
+    step.say("cargo build is up to date");
+    Ok(target_dir(paths)?.join(if release { "release" } else { "debug" }))
+}
+
+/// The cargo that started us, in the checkout.
+pub fn cargo(paths: &Paths) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(&paths.repo);
+    cargo
+}
+
+fn target_dir(paths: &Paths) -> Result<PathBuf> {
+    let text = command::output(cargo(paths).args([
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--format-version=1",
+    ]))?;
+    let metadata: Value = serde_json::from_str(&text).context("parse cargo metadata")?;
+    let dir = metadata["target_directory"].as_str().context("cargo metadata has no target")?;
+    Ok(PathBuf::from(dir))
+}
+
+/// Packs the image and puts it, with the sidecars, on every node.
+pub fn load_images(
+    cluster: &Cluster,
+    tools: &Tools,
+    binaries: &Path,
+    step: &mut Step,
+) -> Result<Image> {
+    let curve = catalog::curve_image(&cluster.paths, binaries, step)?;
+    let mut all = catalog::sidecar_images(&cluster.paths, tools)?;
+    all.push(curve.clone());
+    images::load(cluster, &all, step)?;
+    step.say(curve.name.clone());
+    Ok(curve)
+}
+
+/// CRDs and chart. `image` is what the release runs, `overrides` what this cluster changes in it.
+pub fn install_chart(
+    paths: &Paths,
+    api: &Api,
+    image: &str,
+    overrides: &[String],
+    step: &mut Step,
+) -> Result<()> {
+    let chart = paths.repo.join("charts/curve");
+    let (repository, tag) = image.rsplit_once(':').context("the image has no tag")?;
+    let mut helm = api.command(&api.helm);
+    helm.args(["upgrade", "--install", "curve"])
+        .arg(&chart)
+        .args(["--namespace", RELEASE_NAMESPACE, "--create-namespace"])
+        .args(["--wait", "--timeout", "10m"])
+        .args(["--set-string", &format!("image.repository={repository}")])
+        .args(["--set-string", &format!("image.tag={tag}")])
+        .args(overrides);
+    let log = paths.cache.join("log/helm.log");
+    step.say("helm upgrade --install");
+    let result = command::logged(&mut helm, &log, || {
+        step.say(pod_summary(api, RELEASE_NAMESPACE));
+    });
+    if result.is_err() {
+        return result.with_context(|| unready_pods(api, RELEASE_NAMESPACE));
+    }
+    step.say(pod_summary(api, RELEASE_NAMESPACE));
+    Ok(())
+}
+
+/// Applies `examples/cluster.yaml` and waits until every cluster in it is Ready.
+pub fn create_cluster(paths: &Paths, api: &Api, step: &mut Step) -> Result<()> {
+    apply(paths, api, "examples/cluster.yaml")?;
+    let result = wait_until("waiting for the CurveCluster", READY_LIMIT, || {
+        let list = api.get(&["curveclusters", "--all-namespaces"])?;
+        let clusters = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        ensure!(!clusters.is_empty(), "examples/cluster.yaml made no CurveCluster");
+        let waiting: Vec<String> =
+            clusters.iter().filter(|cluster| !is_ready(cluster)).map(describe_cluster).collect();
+        match waiting.first() {
+            None => Ok(Ok(())),
+            Some(text) => {
+                step.say(text.clone());
+                Ok(Err(text.clone()))
+            }
+        }
+    });
+    result.with_context(|| unready_pods(api, "curve"))?;
+    step.say("Ready");
+    Ok(())
+}
+
+fn is_ready(cluster: &Value) -> bool {
+    cluster["status"]["phase"] == "Ready"
+        && cluster["status"]["observedGeneration"] == cluster["metadata"]["generation"]
+}
+
+fn describe_cluster(cluster: &Value) -> String {
+    let name = cluster["metadata"]["name"].as_str().unwrap_or("?");
+    let phase = cluster["status"]["phase"].as_str().unwrap_or("not seen by the operator yet");
+    let conditions = cluster["status"]["conditions"].as_array().map(Vec::as_slice);
+    let message = conditions
+        .unwrap_or_default()
+        .iter()
+        .find(|condition| condition["type"] == "Progressing" || condition["type"] == "Available")
+        .and_then(|condition| condition["message"].as_str())
+        .unwrap_or_default();
+    format!("{name}: {phase} {message}").trim_end().to_string()
+}
+
+/// Applies `examples/block-pvc.yaml` and waits until its pod has written and read back.
+pub fn write_from_a_pod(paths: &Paths, api: &Api, step: &mut Step) -> Result<String> {
+    let applied = apply(paths, api, "examples/block-pvc.yaml")?;
+    let pods: Vec<&str> = applied.lines().filter(|name| name.starts_with("pod/")).collect();
+    ensure!(!pods.is_empty(), "examples/block-pvc.yaml has no pod");
+    for pod in &pods {
+        let result = wait_until("waiting for the example's pod", POD_LIMIT, || {
+            let value = api.get(&[pod])?;
+            let phase = value["status"]["phase"].as_str().unwrap_or("Unknown").to_string();
+            step.say(format!("{pod} is {phase}"));
+            if phase == "Failed" {
+                bail!("{pod} failed:\n{}", logs(api, pod));
+            }
+            let conditions = value["status"]["conditions"].as_array().map(Vec::as_slice);
+            let ready = conditions
+                .unwrap_or_default()
+                .iter()
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+            Ok(if ready || phase == "Succeeded" { Ok(()) } else { Err(phase) })
+        });
+        result.with_context(|| pod_events(api, pod))?;
+    }
+    let said = logs(api, pods[0]);
+    step.say("written and read back");
+    Ok(said)
+}
+
+fn logs(api: &Api, pod: &str) -> String {
+    api.kubectl(&["logs", "--tail=10", pod]).unwrap_or_default()
+}
+
+fn pod_events(api: &Api, pod: &str) -> String {
+    let text = api.kubectl(&["describe", pod]).unwrap_or_default();
+    let events = text.split_once("Events:").map_or(text.as_str(), |(_, events)| events);
+    format!("events of {pod}:\n{}", command::tail(events))
+}
+
+/// Names of what was applied, one a line.
+fn apply(paths: &Paths, api: &Api, file: &str) -> Result<String> {
+    let path = paths.repo.join(file);
+    let path = path.to_str().context("the checkout's path is not UTF-8")?;
+    api.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", path, "-o", "name"])
+}
+
+fn pods(api: &Api, namespace: &str) -> Vec<(String, bool, String)> {
+    let list = api.get(&["--namespace", namespace, "pods"]).unwrap_or_default();
+    let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    items
+        .iter()
+        .map(|pod| {
+            let containers = pod["status"]["containerStatuses"].as_array().map(Vec::as_slice);
+            let containers = containers.unwrap_or_default();
+            let ready = !containers.is_empty() && containers.iter().all(|c| c["ready"] == true);
+            let reason = containers
+                .iter()
+                .find_map(|container| {
+                    let waiting = &container["state"]["waiting"];
+                    let message = waiting["message"].as_str().unwrap_or_default();
+                    Some(format!("{} {message}", waiting["reason"].as_str()?))
+                })
+                .unwrap_or_else(|| pod["status"]["phase"].as_str().unwrap_or("?").to_string());
+            (pod["metadata"]["name"].as_str().unwrap_or("?").to_string(), ready, reason)
+        })
+        .collect()
+}
+
+fn pod_summary(api: &Api, namespace: &str) -> String {
+    let pods = pods(api, namespace);
+    let ready = pods.iter().filter(|(_, ready, _)| *ready).count();
+    format!("{ready} of {} pods Ready in {namespace}", pods.len())
+}
+
+fn unready_pods(api: &Api, namespace: &str) -> String {
+    let mut text = format!("pods of {namespace} that are not Ready:\n");
+    for (name, ready, reason) in pods(api, namespace) {
+        if !ready {
+            let log = api
+                .kubectl(&["-n", namespace, "logs", "--tail=5", "--all-containers", &name])
+                .unwrap_or_default();
+            text.push_str(&format!("  {name}: {reason}\n{}", command::tail(&log)));
+        }
+    }
+    text
+}
