@@ -3,7 +3,7 @@ module curve.io/e2e/tools/csi-spec
 go 1.26.0
 
 require (
-	github.com/container-storage-interface/spec v1.13.0
+	github.com/container-storage-interface/spec v1.12.0
 	google.golang.org/protobuf v1.36.10
 )
 

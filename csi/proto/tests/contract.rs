@@ -1,0 +1,175 @@
+//! Compares our declarations with the official ones, descriptor by descriptor. The official files
+//! come from Go modules pinned under e2e/tools and are never copied into this repository.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use prost_types::field_descriptor_proto::Type;
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet,
+    ServiceDescriptorProto,
+};
+
+/// What two peers must agree on, one line per fact: path -> number, type, label, flags.
+type Facts = BTreeMap<String, String>;
+
+#[test]
+fn every_number_name_and_type_is_that_of_csi_1_12() {
+    let Some(dir) = official("csi-spec", "github.com/container-storage-interface/spec") else {
+        return;
+    };
+    let ours = facts(
+        &compile(
+            &["csi/v1/identity.proto", "csi/v1/controller.proto", "csi/v1/node.proto"],
+            ours(),
+        ),
+        "csi.v1",
+    );
+    let theirs = facts(&compile(&["csi.proto"], dir), "csi.v1");
+    assert!(theirs.len() > 400, "the official file has only {} facts", theirs.len());
+    assert_same(&ours, &theirs);
+}
+
+#[test]
+fn every_number_name_and_type_is_that_of_plugin_registration_1() {
+    let Some(dir) = official("kubernetes", "k8s.io/kubelet") else { return };
+    let package = "pluginregistration";
+    let ours = facts(&compile(&["pluginregistration/v1/registration.proto"], ours()), package);
+    let dir = dir.join("pkg/apis/pluginregistration/v1");
+    assert_same(&ours, &facts(&compile(&["api.proto"], dir), package));
+}
+
+#[test]
+fn a_changed_number_does_not_go_unnoticed() {
+    let set = compile(&["csi/v1/node.proto"], ours());
+    let before = facts(&set, "csi.v1");
+    let mut changed = set.clone();
+    let message = changed
+        .file
+        .iter_mut()
+        .flat_map(|file| &mut file.message_type)
+        .find(|message| message.name() == "NodeStageVolumeRequest")
+        .expect("declared");
+    message.field[0].number = Some(99);
+    let after = facts(&changed, "csi.v1");
+    assert_eq!(differences(&before, &after).len(), 1);
+}
+
+fn assert_same(ours: &Facts, theirs: &Facts) {
+    let differences = differences(ours, theirs);
+    assert!(differences.is_empty(), "not the official contract:\n{}", differences.join("\n"));
+}
+
+fn differences(ours: &Facts, theirs: &Facts) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, their) in theirs {
+        match ours.get(path) {
+            None => found.push(format!("missing here: {path} = {their}")),
+            Some(our) if our != their => found.push(format!("{path}: ours {our}, theirs {their}")),
+            Some(_) => {}
+        }
+    }
+    found.extend(
+        ours.keys().filter(|p| !theirs.contains_key(*p)).map(|p| format!("only here: {p}")),
+    );
+    found
+}
+
+fn facts(set: &FileDescriptorSet, package: &str) -> Facts {
+    let mut facts = Facts::new();
+    for file in set.file.iter().filter(|file| file.package() == package) {
+        for message in &file.message_type {
+            message_facts(package, message, &mut facts);
+        }
+        for declared in &file.enum_type {
+            enum_facts(package, declared, &mut facts);
+        }
+        for service in &file.service {
+            service_facts(package, service, &mut facts);
+        }
+    }
+    facts
+}
+
+fn message_facts(parent: &str, message: &DescriptorProto, facts: &mut Facts) {
+    let path = format!("{parent}.{}", message.name());
+    let map_entry = message.options.as_ref().is_some_and(|options| options.map_entry());
+    facts.insert(path.clone(), format!("message map_entry={map_entry}"));
+    for field in &message.field {
+        facts.insert(format!("{path}.{}", field.name()), field_fact(message, field));
+    }
+    for nested in &message.nested_type {
+        message_facts(&path, nested, facts);
+    }
+    for declared in &message.enum_type {
+        enum_facts(&path, declared, facts);
+    }
+}
+
+fn field_fact(message: &DescriptorProto, field: &FieldDescriptorProto) -> String {
+    let oneof = field.oneof_index.map(|index| message.oneof_decl[index as usize].name());
+    let type_name = match field.r#type() {
+        Type::Message | Type::Enum => field.type_name(),
+        _ => "",
+    };
+    format!(
+        "{} {:?} {:?} {type_name} oneof={oneof:?} optional={} json={}",
+        field.number(),
+        field.label(),
+        field.r#type(),
+        field.proto3_optional(),
+        field.json_name(),
+    )
+}
+
+fn enum_facts(parent: &str, declared: &EnumDescriptorProto, facts: &mut Facts) {
+    let path = format!("{parent}.{}", declared.name());
+    facts.insert(path.clone(), "enum".to_owned());
+    for value in &declared.value {
+        facts.insert(format!("{path}.{}", value.name()), value.number().to_string());
+    }
+}
+
+fn service_facts(parent: &str, service: &ServiceDescriptorProto, facts: &mut Facts) {
+    let path = format!("{parent}.{}", service.name());
+    facts.insert(path.clone(), "service".to_owned());
+    for method in &service.method {
+        let streams = (method.client_streaming(), method.server_streaming());
+        let fact =
+            format!("{} -> {} streams={streams:?}", method.input_type(), method.output_type());
+        facts.insert(format!("{path}.{}", method.name()), fact);
+    }
+}
+
+fn ours() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("proto")
+}
+
+fn compile(files: &[&str], root: PathBuf) -> FileDescriptorSet {
+    protox::compile(files, [root]).expect("the declaration compiles")
+}
+
+/// Directory of a pinned Go module, or None when this machine has no Go: the one reason to skip.
+fn official(pinned_by: &str, module: &str) -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/tools").join(pinned_by);
+    // Asked for as `module@version`, so that one module is fetched and not all that it requires.
+    let run = |args: &[&str]| Command::new("go").args(args).current_dir(&tools).output();
+    let output = match run(&["list", "-m", "-f", "{{.Path}}@{{.Version}}", module]) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED: no `go` on this machine, {module} was not compared");
+            return None;
+        }
+        result => result.expect("go runs"),
+    };
+    assert!(output.status.success(), "go list: {}", String::from_utf8_lossy(&output.stderr));
+    let version = String::from_utf8(output.stdout).expect("go list prints text");
+    let output = run(&["mod", "download", "-json", version.trim()]).expect("go runs");
+    assert!(
+        output.status.success(),
+        "go mod download: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("go prints JSON");
+    Some(PathBuf::from(answer["Dir"].as_str().expect("go names the directory")))
+}
