@@ -28,7 +28,7 @@ use crate::command::{self, wait_until};
 use crate::image;
 use crate::paths::Paths;
 use crate::progress::Step;
-use crate::tools::{CLUSTER_MODULES, Tools};
+use crate::tools::Tools;
 use cgroup::Cgroups;
 pub use network::MAX_NODES;
 use record::{Phase, Record};
@@ -57,8 +57,7 @@ impl Cluster {
     /// The running cluster, for tests and for commands that only look at it.
     pub fn open() -> Result<Cluster> {
         let paths = Paths::from_env()?;
-        let mut step = Step::quiet();
-        let tools = Tools::ensure(&paths, &mut step, CLUSTER_MODULES)?;
+        let tools = Tools::cached(&paths)?;
         let cluster = Cluster::new(paths, tools)?;
         let record = Record::load(&cluster.paths)?;
         ensure!(

@@ -77,6 +77,12 @@ pub fn tail(text: &str) -> String {
     lines[from..].iter().map(|line| format!("  {line}\n")).collect()
 }
 
+/// How far a program that writes to this log has come.
+pub fn last_line(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().next_back().unwrap_or_default().trim().chars().take(100).collect()
+}
+
 /// Looks for `name` on PATH and in the system directories an ordinary user's PATH leaves out.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, images};
-use crate::command::{self, wait_until};
+use crate::command::{self, last_line, wait_until};
 use crate::image::archive::Image;
 use crate::image::catalog;
 use crate::paths::Paths;
@@ -63,9 +63,7 @@ pub fn build(paths: &Paths, release: bool, step: &mut Step) -> Result<PathBuf> {
     }
     let log = paths.cache.join("log/cargo-build.log");
     command::logged(&mut cargo, &log, || {
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let last = text.lines().next_back().unwrap_or_default().trim().to_string();
-        step.say(if last.is_empty() { "cargo build".into() } else { last });
+        step.say(last_line(&log));
     })?;
     step.say("cargo build is up to date");
     Ok(target_dir(paths)?.join(if release { "release" } else { "debug" }))
@@ -114,6 +112,8 @@ pub fn install_chart(
     step: &mut Step,
 ) -> Result<()> {
     let chart = paths.repo.join("charts/curve");
+    // Helm installs a chart's CRDs once and never updates them.
+    apply(paths, api, "charts/curve/crds")?;
     let (repository, tag) = image.rsplit_once(':').context("the image has no tag")?;
     let mut helm = api.command(&api.helm);
     helm.args(["upgrade", "--install", "curve"])
@@ -175,31 +175,24 @@ fn describe_cluster(cluster: &Value) -> String {
     format!("{name}: {phase} {message}").trim_end().to_string()
 }
 
-/// Applies `examples/block-pvc.yaml` and waits until its pod has written and read back.
+/// Applies `examples/block-pvc.yaml` and waits until its pod says that it read what it wrote.
 pub fn write_from_a_pod(paths: &Paths, api: &Api, step: &mut Step) -> Result<String> {
     let applied = apply(paths, api, "examples/block-pvc.yaml")?;
-    let pods: Vec<&str> = applied.lines().filter(|name| name.starts_with("pod/")).collect();
-    ensure!(!pods.is_empty(), "examples/block-pvc.yaml has no pod");
-    for pod in &pods {
-        let result = wait_until("waiting for the example's pod", POD_LIMIT, || {
-            let value = api.get(&[pod])?;
-            let phase = value["status"]["phase"].as_str().unwrap_or("Unknown").to_string();
-            step.say(format!("{pod} is {phase}"));
-            if phase == "Failed" {
-                bail!("{pod} failed:\n{}", logs(api, pod));
-            }
-            let conditions = value["status"]["conditions"].as_array().map(Vec::as_slice);
-            let ready = conditions
-                .unwrap_or_default()
-                .iter()
-                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
-            Ok(if ready || phase == "Succeeded" { Ok(()) } else { Err(phase) })
-        });
-        result.with_context(|| pod_events(api, pod))?;
-    }
-    let said = logs(api, pods[0]);
+    let pod = applied.lines().find(|name| name.starts_with("pod/"));
+    let pod = pod.context("examples/block-pvc.yaml has no pod")?;
+    let result = wait_until("waiting for the example's pod", POD_LIMIT, || {
+        let value = api.get(&[pod])?;
+        let phase = value["status"]["phase"].as_str().unwrap_or("Unknown").to_string();
+        step.say(format!("{pod} is {phase}"));
+        let said = logs(api, pod);
+        if phase == "Failed" {
+            bail!("{pod} failed:\n{said}");
+        }
+        Ok(if said.trim_end().ends_with("OK") { Ok(()) } else { Err(format!("{phase}\n{said}")) })
+    });
+    result.with_context(|| pod_events(api, pod))?;
     step.say("written and read back");
-    Ok(said)
+    Ok(logs(api, pod))
 }
 
 fn logs(api: &Api, pod: &str) -> String {
@@ -258,4 +251,9 @@ fn unready_pods(api: &Api, namespace: &str) -> String {
         }
     }
     text
+}
+
+/// What the local cluster changes in the chart: the sidecars are those we built and loaded.
+pub fn local_overrides() -> Vec<String> {
+    vec!["--set-string".into(), "sidecars.registry=localhost".into()]
 }

@@ -3,6 +3,7 @@
 //! A library, so that end-to-end tests can stop and start nodes of the same cluster;
 //! nothing of the product is linked in here, and nothing here ends up in a product image.
 
+pub mod check;
 pub mod cluster;
 pub mod command;
 pub mod deploy;
@@ -10,4 +11,6 @@ pub mod image;
 pub mod packages;
 pub mod paths;
 pub mod progress;
+pub mod test;
 pub mod tools;
+pub mod up;

@@ -1,18 +1,24 @@
-//! `cargo xtask`: the command line. Parses, takes the cluster's lock, calls the library.
+//! `cargo xtask`: the command line. Parses and calls the library.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use xtask::check::{self, Outcome};
 use xtask::cluster::record::ClusterLock;
 use xtask::cluster::{Cluster, verify};
-use xtask::packages;
+use xtask::deploy;
 use xtask::paths::Paths;
 use xtask::progress::{Progress, Step, human};
-use xtask::tools::{CLUSTER_MODULES, Tools};
+use xtask::test::{self, Selection};
+use xtask::tools::Tools;
+use xtask::up::{self, UpOptions};
 
 /// Develop Curve: a local Kubernetes, images, checks and tests.
+///
+/// Built tools and image layers are cached in ~/.cache/curve (CURVE_CACHE), the cluster's data
+/// and logs are in /var/lib/curve-e2e (CURVE_E2E_DIR).
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Args {
@@ -22,9 +28,65 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Commands {
+    /// Start a local Kubernetes with Curve on it and a pod that writes to a volume
+    Up {
+        /// Nodes of the local cluster; more than it has are added, none is removed
+        #[arg(long, default_value_t = 3, conflicts_with = "kubeconfig")]
+        nodes: u8,
+        /// Install an optimized build
+        #[arg(long)]
+        release: bool,
+        /// Use this cluster and make no nodes
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        /// The image that cluster pulls, instead of one that is loaded by hand
+        #[arg(long, value_name = "REPOSITORY:TAG", requires = "kubeconfig")]
+        image: Option<String>,
+    },
+    /// Remove every process, namespace, mount, loop device and cgroup of the local cluster
+    Down {
+        /// Also its data and logs
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Build the Curve image and load it on the local cluster's nodes
+    Image {
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build, load and install Curve on the local cluster, and apply the examples
+    Deploy {
+        #[arg(long)]
+        release: bool,
+    },
+    /// Format, lints, dependencies, generated files; changes nothing
+    Check,
+    /// Change what check would complain about, where a tool can
+    Fix,
+    /// Everything check does, then the tests; ends with their totals
+    Test {
+        /// Leave out what needs the local cluster
+        #[arg(long)]
+        no_cluster: bool,
+        #[command(subcommand)]
+        part: Option<TestPart>,
+    },
     /// The local Kubernetes cluster alone, without Curve
     #[command(subcommand)]
     Cluster(ClusterCommand),
+}
+
+#[derive(Subcommand)]
+enum TestPart {
+    /// Unit and integration tests
+    Unit,
+    /// The conformance tests of the CSI project
+    CsiSanity,
+    /// End-to-end tests on the local cluster
+    E2e {
+        /// Part of a file's name in e2e/tests, or of a test's name
+        name: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -56,7 +118,7 @@ enum ClusterCommand {
 }
 
 fn main() -> ExitCode {
-    match run(Args::parse()) {
+    match run(Args::parse().command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -65,10 +127,70 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<ExitCode> {
-    match args.command {
-        Commands::Cluster(command) => cluster(command),
+fn run(command: Commands) -> Result<ExitCode> {
+    match command {
+        Commands::Up { nodes, release, kubeconfig, image } => {
+            up::up(&UpOptions { nodes, release, kubeconfig, image })?;
+        }
+        Commands::Down { purge } => down(purge)?,
+        Commands::Image { release } => image(release)?,
+        Commands::Deploy { release } => {
+            let _lock = ClusterLock::take()?;
+            up::deploy_all(&Cluster::open()?, release, &mut Progress::new(5))?;
+        }
+        Commands::Check => return Ok(report(&check::check(&Paths::from_env()?)?)),
+        Commands::Fix => return Ok(report(&check::fix(&Paths::from_env()?)?)),
+        Commands::Test { no_cluster, part } => {
+            let selection = match part {
+                None => Selection::All { cluster: !no_cluster },
+                Some(TestPart::Unit) => Selection::Unit,
+                Some(TestPart::CsiSanity) => Selection::CsiSanity,
+                Some(TestPart::E2e { name }) => Selection::EndToEnd { name },
+            };
+            let passed = test::test(&selection)?;
+            return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Commands::Cluster(command) => return cluster(command),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn down(purge: bool) -> Result<()> {
+    let _lock = ClusterLock::take()?;
+    let paths = Paths::from_env()?;
+    let cluster = Cluster::new(paths.clone(), Tools::cached(&paths)?)?;
+    Progress::new(1).stage("removing the local cluster", |step| {
+        cluster.remove(purge)?;
+        step.say(if purge {
+            format!("nothing is left; built tools stay in {}", paths.cache.display())
+        } else {
+            format!("its data stays in {}: --purge removes it", paths.state.display())
+        });
+        Ok(())
+    })
+}
+
+fn image(release: bool) -> Result<()> {
+    let _lock = ClusterLock::take()?;
+    let cluster = Cluster::open()?;
+    let mut progress = Progress::new(3);
+    let paths = &cluster.paths;
+    let tools = progress.stage("tools", |step| Tools::ensure(paths, step, &[]))?;
+    let binaries =
+        progress.stage("Curve from source", |step| deploy::build(paths, release, step))?;
+    progress.stage("image", |step| deploy::load_images(&cluster, &tools, &binaries, step))?;
+    Ok(())
+}
+
+fn report(outcomes: &[Outcome]) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for outcome in outcomes {
+        if let Some(failure) = &outcome.failure {
+            println!("\n---- {} ({}) ----\n{failure}", outcome.name, human(outcome.elapsed));
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
 }
 
 fn cluster(command: ClusterCommand) -> Result<ExitCode> {
@@ -77,11 +199,10 @@ fn cluster(command: ClusterCommand) -> Result<ExitCode> {
         work(&Cluster::open()?)
     };
     match command {
-        ClusterCommand::Up { nodes } => cluster_up(nodes)?,
+        ClusterCommand::Up { nodes } => up::cluster_only(nodes)?,
         ClusterCommand::Verify => {
-            let mut step = Step::new("plain pods".into());
-            verify::plain_pods(&Cluster::open()?, &mut step)?;
-            step.finish(true);
+            let cluster = Cluster::open()?;
+            Progress::new(1).stage("plain pods", |step| verify::plain_pods(&cluster, step))?;
         }
         ClusterCommand::Env => print_env(&Cluster::open()?)?,
         ClusterCommand::Kubectl { args } => {
@@ -106,20 +227,6 @@ fn cluster(command: ClusterCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn cluster_up(nodes: u8) -> Result<()> {
-    let _lock = ClusterLock::take()?;
-    let paths = Paths::from_env()?;
-    let mut progress = Progress::new(4);
-    progress.stage("Debian packages", packages::ensure)?;
-    let tools = progress.stage("tools", |step| Tools::ensure(&paths, step, CLUSTER_MODULES))?;
-    let cluster = Cluster::new(paths, tools)?;
-    progress.stage("cluster", |step| cluster.ensure(nodes, step))?;
-    progress.stage("plain pods", |step| verify::plain_pods(&cluster, step))?;
-    println!("\nReady after {}. To use it from this shell:\n", human(progress.elapsed()));
-    println!("  eval \"$(cargo xtask cluster env)\"\n  kubectl get nodes");
-    Ok(())
 }
 
 fn print_env(cluster: &Cluster) -> Result<()> {

@@ -153,6 +153,18 @@ impl Tools {
         Ok(Tools { dirs })
     }
 
+    /// Only what the cache has: for commands that look at a cluster and build nothing.
+    pub fn cached(paths: &Paths) -> Result<Tools> {
+        let mut dirs = BTreeMap::new();
+        for module in MODULES {
+            let bin = cache_dir(paths, module)?.join("bin");
+            if bin.is_dir() {
+                dirs.insert(module.name, bin);
+            }
+        }
+        Ok(Tools { dirs })
+    }
+
     /// The directory of one module's binaries.
     pub fn dir(&self, module: &str) -> &Path {
         self.dirs.get(module).map_or(Path::new("/nonexistent"), PathBuf::as_path)
