@@ -3,8 +3,12 @@
 use std::io;
 
 mod file;
+#[cfg(feature = "sim")]
+mod sim;
 
 pub use file::FileDisk;
+#[cfg(feature = "sim")]
+pub use sim::SimDisk;
 
 /// Alignment of every offset, length and buffer passed to a `Disk`.
 pub(crate) const ALIGN: usize = 4096;

@@ -3,13 +3,28 @@
 //! Synchronous: durable completions arrive as callbacks on the disk's IO thread. Nothing here
 //! knows Raft, the network or a runtime. Bytes on disk are described in `FORMAT.md`.
 
+mod aligned;
+mod alloc;
+mod checkpoint;
+mod chunk;
+mod codec;
+mod core;
+mod data;
 mod disk;
 mod error;
 mod group;
+mod health;
 mod log;
+mod recover;
+mod root;
+mod space;
 mod store;
 mod superblock;
+mod upkeep;
+mod wal;
 
+#[cfg(feature = "sim")]
+pub use crate::{disk::SimDisk, superblock::format_with_wal};
 pub use disk::{Disk, FileDisk};
 pub use error::StoreError;
 pub use group::{Apply, ChunkView, Group, Install};

@@ -5,6 +5,8 @@ use std::fmt;
 use bytes::Bytes;
 use curve_types::DeviceId;
 
+pub(crate) mod index;
+
 /// Identifies a log entry: the leader (term and node) that proposed it, and its index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LogPosition {

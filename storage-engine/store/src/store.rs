@@ -1,12 +1,35 @@
 //! The open device: threads, groups, checkpoints, usage.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use curve_types::CopysetId;
+use curve_types::{BLOCK_SIZE, CopysetId};
 
+use crate::core::{Core, Upkeep};
+use crate::data::{DataArea, Overlay};
+use crate::group::GroupInner;
+use crate::health::Device;
+use crate::log::index::LogIndex;
+use crate::recover::{Recovery, recover};
+use crate::root::{self, Root};
+use crate::space::{ChunkMap, Space};
+use crate::superblock;
+use crate::upkeep::UpkeepThread;
+use crate::wal::format::Record;
+use crate::wal::queue::{Job, Queue, Queued};
+use crate::wal::ring::Ring;
+use crate::wal::space::{Purpose, WalSpace};
+use crate::wal::writer::{Capture, Writer, WriterStats};
 use crate::{Disk, Group, LogPosition, LogState, StoreError, Superblock, Vote};
+
+/// The overlay takes at most this part of the data area's size, so that the reserve kept for
+/// flushing it stays a small part of a small device.
+const OVERLAY_PART: u64 = 48;
+/// Least size of the overlay: a few entries of the largest size.
+const OVERLAY_MIN: u64 = 1 << 20;
 
 /// Completion of a durable operation. Runs on the disk's IO thread, in log order: it must not
 /// block and must not call into the store in a way that waits (see `Group::append`).
@@ -14,7 +37,7 @@ pub type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// Supplies a group's applied position and state when the store checkpoints.
 pub trait StateProvider: Send + Sync {
-    /// Called on the store's checkpoint thread (or by `Group::view`) while the group's apply
+    /// Called on the store's upkeep thread (or by `Group::view`) while the group's apply
     /// lock is held, so the answer matches the chunk tables exactly. It must not call
     /// `begin_apply`, and a lock that it takes must never be held by a caller of `begin_apply`.
     fn state(&self) -> (Option<LogPosition>, Bytes);
@@ -65,14 +88,22 @@ pub struct Usage {
     pub data_blocks_total: u64,
     /// Blocks that live chunk tables refer to, overlay blocks included.
     pub data_blocks_used: u64,
-    /// Superseded, but still referred to by the last checkpoint, a view or an install.
+    /// Superseded, but still referred to by the last checkpoint or a view.
     pub data_blocks_pending_free: u64,
+    /// Part of these that only views hold back, as of the last checkpoint.
+    pub data_blocks_pinned: u64,
     /// Kept free so that what was admitted can always be flushed.
     pub data_blocks_reserve: u64,
     pub wal_bytes_total: u64,
     pub wal_bytes_used: u64,
     pub overlay_bytes: u64,
     pub overlay_bytes_max: u64,
+    /// Counters since the open.
+    pub wal_batches_written: u64,
+    pub wal_records_written: u64,
+    pub wal_bytes_written: u64,
+    /// Since the format.
+    pub roots_written: u64,
 }
 
 impl Usage {
@@ -81,6 +112,7 @@ impl Usage {
     pub fn admissible_blocks(&self) -> u64 {
         self.data_blocks_total
             .saturating_sub(self.data_blocks_used)
+            .saturating_sub(self.data_blocks_pinned)
             .saturating_sub(self.data_blocks_reserve)
     }
 }
@@ -89,64 +121,267 @@ impl Usage {
 /// what was queued is written and the threads end.
 #[derive(Clone)]
 pub struct Store {
-    _todo: Arc<()>,
+    owner: Arc<Owner>,
+}
+
+/// Ends the threads when the last handle goes.
+pub(crate) struct Owner {
+    pub core: Arc<Core>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // The upkeep thread may wait for the IO thread, so it ends first.
+        self.core.upkeep.stop();
+        let close = |core: &Core| core.queue.close();
+        let mut threads = std::mem::take(&mut self.threads);
+        if threads.iter().any(|t| t.thread().id() == std::thread::current().id()) {
+            // The last handle was held by a callback: the threads end by themselves.
+            close(&self.core);
+            return;
+        }
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store has panicked");
+            }
+            close(&self.core);
+        }
+    }
 }
 
 impl Store {
     /// Opens a formatted device: last checkpoint plus WAL. The groups come back sorted by id.
     pub fn open(
-        _disk: Arc<dyn Disk>,
-        _options: StoreOptions,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
     ) -> Result<(Self, Vec<RecoveredGroup>), StoreError> {
-        unimplemented!("follows")
+        let superblock = superblock::load(&*disk)?;
+        let device = Arc::new(Device::new(disk));
+        // What we are about to read may still be in a volatile cache: pin it down first.
+        device.sync("sync before recovery")?;
+        let root = root::load(device.disk(), &superblock)?;
+        let layout = superblock.layout;
+        let ring = Ring { device: device.clone(), offset: layout.wal_offset, len: layout.wal_len };
+        let found = recover(device.disk(), &superblock, &root, &ring)?;
+        let end = found.end;
+        if end.cut {
+            tracing::warn!(
+                position = end.lsn,
+                batch = end.seq,
+                "the log ended in a write that was never acknowledged; it is cut there"
+            );
+        }
+        let next = found.next.clone();
+        let (core, recovered) = build_core(superblock, options, device, ring, &root, found);
+        let owner = start_threads(core, root, next)?;
+        let store = Self { owner: owner.clone() };
+        store.record_open(end.cut)?;
+        let groups = recovered
+            .into_iter()
+            .map(|(inner, applied, state)| {
+                let (vote, log_state) = (inner.log().vote, inner.log().state());
+                let group = Group { owner: owner.clone(), inner };
+                RecoveredGroup { group, vote, log_state, applied, state }
+            })
+            .collect();
+        Ok((store, groups))
+    }
+
+    /// Begins the new generation of the log, durably.
+    fn record_open(&self, cut: bool) -> Result<(), StoreError> {
+        let (answer, question) = mpsc::channel();
+        let done: Done = Box::new(move |result| {
+            let _ = answer.send(result);
+        });
+        let reserved = WalSpace::cost(Record::LEN_MAX);
+        self.core().reserve(reserved, Purpose::Open)?;
+        let job = Job::Record { group: CopysetId::MDS, record: Record::Open { cut } };
+        self.core().queue.push([Queued { job, reserved, done: Some(done) }]);
+        question.recv().unwrap_or_else(|_| self.core().device.check())
+    }
+
+    fn core(&self) -> &Core {
+        &self.owner.core
     }
 
     pub fn superblock(&self) -> &Superblock {
-        unimplemented!("follows")
+        &self.core().superblock
+    }
+
+    fn handle(&self, inner: Arc<GroupInner>) -> Group {
+        Group { owner: self.owner.clone(), inner }
     }
 
     /// A group that exists.
-    pub fn group(&self, _id: CopysetId) -> Option<Group> {
-        unimplemented!("follows")
+    pub fn group(&self, id: CopysetId) -> Option<Group> {
+        let groups = self.core().groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.get(&id).cloned().map(|inner| self.handle(inner))
     }
 
     /// All groups, sorted by id.
     pub fn groups(&self) -> Vec<Group> {
-        unimplemented!("follows")
+        self.core().groups().into_iter().map(|inner| self.handle(inner)).collect()
     }
 
     /// Creates an empty group: usable on return, durable at `done`. An existing one is refused.
-    pub fn create_group(&self, _id: CopysetId, _done: Done) -> Result<Group, StoreError> {
-        unimplemented!("follows")
+    pub fn create_group(&self, id: CopysetId, done: Done) -> Result<Group, StoreError> {
+        let core = self.core();
+        let reserved = WalSpace::cost(Record::LEN_MAX);
+        core.reserve(reserved, Purpose::Control)?;
+        let mut groups = core.groups.write().unwrap_or_else(PoisonError::into_inner);
+        if groups.contains_key(&id) {
+            core.wal.written(0, reserved);
+            return Err(StoreError::invalid(format!("copyset {id} exists already")));
+        }
+        let space = Space::new(core.data.clone(), ChunkMap::new());
+        let inner =
+            GroupInner::new(id, u64::MAX, LogIndex::default(), space, (None, Bytes::new()));
+        groups.insert(id, inner.clone());
+        let job = Job::Create { group: inner.clone() };
+        core.queue.push([Queued { job, reserved, done: Some(done) }]);
+        Ok(self.handle(inner))
     }
 
     /// Forgets a group and all its data, durable at `done`.
-    pub fn remove_group(&self, _id: CopysetId, _done: Done) -> Result<(), StoreError> {
-        unimplemented!("follows")
+    pub fn remove_group(&self, id: CopysetId, done: Done) -> Result<(), StoreError> {
+        let core = self.core();
+        let reserved = WalSpace::cost(Record::LEN_MAX);
+        core.reserve(reserved, Purpose::Control)?;
+        let mut groups = core.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(inner) = groups.remove(&id) else {
+            core.wal.written(0, reserved);
+            return Err(StoreError::NoGroup(id));
+        };
+        {
+            let mut log = inner.log();
+            log.clear();
+            let job = Job::Record { group: id, record: Record::RemoveGroup };
+            core.queue.push([Queued { job, reserved, done: Some(done) }]);
+        }
+        drop(groups);
+        core.retire(inner.space());
+        Ok(())
     }
 
     /// Starts a checkpoint of all groups that covers at least what was applied before the call.
-    pub fn checkpoint(&self, _done: Done) {
-        unimplemented!("follows")
+    pub fn checkpoint(&self, done: Done) {
+        match self.core().device.check() {
+            Ok(()) => self.core().upkeep.checkpoint(done),
+            Err(error) => done(Err(error)),
+        }
     }
 
     pub fn usage(&self) -> Usage {
-        unimplemented!("follows")
+        let core = self.core();
+        let data = &core.data;
+        Usage {
+            data_blocks_total: data.blocks_total,
+            data_blocks_used: data.live.load(Ordering::Relaxed),
+            data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
+            data_blocks_pinned: data.pinned.load(Ordering::Relaxed),
+            data_blocks_reserve: core.reserve_blocks(),
+            wal_bytes_total: core.wal.len,
+            wal_bytes_used: core.wal.used(),
+            overlay_bytes: data.overlay.bytes(),
+            overlay_bytes_max: data.overlay.bytes_max,
+            wal_batches_written: core.stats.batches.load(Ordering::Relaxed),
+            wal_records_written: core.stats.records.load(Ordering::Relaxed),
+            wal_bytes_written: core.stats.bytes.load(Ordering::Relaxed),
+            roots_written: core.root_seq(),
+        }
     }
 
     /// Called (on the IO thread, must not block) each time the WAL becomes fuller than half, and
-    /// again for each further 1/16. The store checkpoints by itself; the host must purge.
-    pub fn on_wal_pressure(&self, _callback: Box<dyn Fn() + Send + Sync>) {
-        unimplemented!("follows")
+    /// again for each further 1/16; also before an append waits for room in a full WAL. The store
+    /// checkpoints by itself; the host must purge.
+    pub fn on_wal_pressure(&self, callback: Box<dyn Fn() + Send + Sync>) {
+        *self.core().pressure.write().unwrap_or_else(PoisonError::into_inner) = Some(callback);
     }
 
     /// Called once when the store fails; at once if it already has.
-    pub fn on_failure(&self, _callback: Box<dyn FnOnce(StoreError) + Send>) {
-        unimplemented!("follows")
+    pub fn on_failure(&self, callback: Box<dyn FnOnce(StoreError) + Send>) {
+        self.core().device.on_failure(callback);
     }
 
     /// The error that failed the store, if any.
     pub fn failure(&self) -> Option<StoreError> {
-        unimplemented!("follows")
+        self.core().device.failure()
     }
+}
+
+type RecoveredInner = (Arc<GroupInner>, Option<LogPosition>, Bytes);
+
+fn build_core(
+    superblock: Superblock,
+    options: StoreOptions,
+    device: Arc<Device>,
+    ring: Ring,
+    root: &Root,
+    found: Recovery,
+) -> (Arc<Core>, Vec<RecoveredInner>) {
+    let layout = superblock.layout;
+    let data_len = layout.data_blocks * BLOCK_SIZE;
+    let overlay = Overlay::new(options.overlay_bytes_max.min(data_len / OVERLAY_PART).max(OVERLAY_MIN));
+    let data = Arc::new(DataArea::new(
+        device.clone(),
+        layout.data_offset,
+        found.alloc,
+        overlay,
+        layout.data_blocks,
+    ));
+    let recovered: Vec<RecoveredInner> = found
+        .groups
+        .into_iter()
+        .map(|(id, group)| {
+            let first_lsn = found.next.groups.get(&id).map_or(0, |known| known.first_lsn);
+            let space = Space::new(data.clone(), group.chunks);
+            let state = (group.applied, group.state.clone());
+            (GroupInner::new(id, first_lsn, group.log, space, state), group.applied, group.state)
+        })
+        .collect();
+    let core = Arc::new(Core {
+        wal: WalSpace::new(layout.wal_len, root.tail_lsn, found.end.lsn, root.checkpoint_lsn),
+        superblock,
+        options,
+        device: device.clone(),
+        ring,
+        queue: Queue::default(),
+        data: data.clone(),
+        groups: RwLock::new(recovered.iter().map(|(g, _, _)| (g.id, g.clone())).collect()),
+        installing: Mutex::default(),
+        retired: Mutex::default(),
+        upkeep: Upkeep::default(),
+        root_seq: AtomicU64::new(root.seq),
+        pressure: RwLock::default(),
+        stats: WriterStats::default(),
+    });
+    found.removed.into_iter().for_each(|chunks| core.retire(Space::new(data.clone(), chunks)));
+    let weak = Arc::downgrade(&core);
+    device.set_wakers(Box::new(move || {
+        if let Some(core) = weak.upgrade() {
+            core.wake_all();
+        }
+    }));
+    (core, recovered)
+}
+
+fn start_threads(core: Arc<Core>, root: Root, next: Capture) -> Result<Arc<Owner>, StoreError> {
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(body)
+            .map_err(|source| StoreError::io("start a thread", 0, source))
+    };
+    let writer = Writer::new(core.clone(), next);
+    let upkeep = UpkeepThread::new(core.clone(), root);
+    let io = spawn("curve-store-io", Box::new(move || writer.run()))?;
+    let threads = match spawn("curve-store-up", Box::new(move || upkeep.run())) {
+        Ok(up) => vec![up, io],
+        Err(error) => {
+            core.queue.close();
+            return Err(error);
+        }
+    };
+    Ok(Arc::new(Owner { core, threads }))
 }

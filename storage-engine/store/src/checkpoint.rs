@@ -1,0 +1,336 @@
+//! Checkpoint bytes: frames of 256 KiB in one of two slots, holding every group's meta, state blob
+//! and chunk tables. Encodes and decodes; decides nothing.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use curve_types::{BLOCKS_PER_CHUNK, ByteSize, ChunkIndex, ChunkKey, CopysetId, VolumeId};
+
+use crate::aligned::AlignedBuf;
+use crate::chunk::{BlockAddr, Chunk};
+use crate::codec::{Get, Malformed, Put, crc32c};
+use crate::log::{LogPosition, Vote};
+use crate::root::Root;
+use crate::{Disk, StoreError, Superblock};
+
+/// Length of a frame with its header.
+pub(crate) const FRAME_LEN: usize = 256 << 10;
+const MAGIC: u32 = u32::from_le_bytes(*b"CKPT");
+/// magic, salt, checkpoint sequence, frame number, payload length, CRC.
+const HEADER_LEN: usize = 4 + 8 + 8 + 4 + 4 + 4;
+/// Blocks in a chunk from which the dense form is the shorter one.
+const DENSE_FROM: usize = 64;
+const BITMAP_LEN: usize = BLOCKS_PER_CHUNK as usize / 8;
+
+/// What a checkpoint says of a group, besides its chunks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct GroupMeta {
+    pub vote: Option<Vote>,
+    pub applied: Option<LogPosition>,
+    pub last_purged: Option<LogPosition>,
+    /// Log records before this WAL position are dead: of an earlier group of the same id, or from
+    /// before a snapshot was installed.
+    pub first_lsn: u64,
+    pub state: Bytes,
+}
+
+/// Writes frames one by one into a slot.
+pub(crate) struct Writer<'a> {
+    disk: &'a dyn Disk,
+    sb: &'a Superblock,
+    seq: u64,
+    frame: AlignedBuf,
+    frames: u32,
+    crcs: Vec<u8>,
+    failed: Option<StoreError>,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(disk: &'a dyn Disk, sb: &'a Superblock, seq: u64) -> Self {
+        let mut writer = Self {
+            disk,
+            sb,
+            seq,
+            frame: AlignedBuf::with_capacity(FRAME_LEN),
+            frames: 0,
+            crcs: Vec::new(),
+            failed: None,
+        };
+        writer.begin_frame();
+        writer
+    }
+
+    fn begin_frame(&mut self) {
+        self.frame.clear();
+        self.frame.put(&[0; HEADER_LEN]);
+    }
+
+    fn end_frame(&mut self) -> Result<(), StoreError> {
+        let slot_len = self.sb.layout.slot_len;
+        let at = u64::from(self.frames) * FRAME_LEN as u64;
+        if at >= slot_len {
+            let what = format!("a checkpoint needs more than its slot of {}", ByteSize(slot_len));
+            return Err(StoreError::NoSpace { what });
+        }
+        let header = frame_header(self.sb.salt(), self.seq, self.frames, self.frame.len() - HEADER_LEN);
+        self.frame[..header.len()].copy_from_slice(&header);
+        let crc = frame_crc(&self.frame);
+        self.frame[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
+        self.crcs.put_u32(crc);
+        self.frame.pad();
+        let offset = slot_offset(self.sb, self.seq) + at;
+        self.disk
+            .write_at(&self.frame, offset)
+            .map_err(|source| StoreError::io("write checkpoint", offset, source))?;
+        self.frames += 1;
+        self.begin_frame();
+        Ok(())
+    }
+
+    /// Writes the last frame. Returns the number of frames and the CRC over their CRCs.
+    pub fn finish(mut self) -> Result<(u32, u32), StoreError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        if self.frame.len() > HEADER_LEN || self.frames == 0 {
+            self.end_frame()?;
+        }
+        Ok((self.frames, crc32c(&self.crcs)))
+    }
+
+    pub fn group_count(&mut self, count: usize) {
+        self.put_u32(count as u32);
+    }
+
+    pub fn group(&mut self, id: CopysetId, meta: &GroupMeta, chunks: usize) {
+        self.put_u32(id.0);
+        self.put_u8(u8::from(meta.vote.is_some()));
+        self.put_vote(meta.vote.unwrap_or_default());
+        self.put_position_option(meta.applied);
+        self.put_position_option(meta.last_purged);
+        self.put_u64(meta.first_lsn);
+        self.put_u32(meta.state.len() as u32);
+        self.put_bytes(&meta.state);
+        self.put_u64(chunks as u64);
+    }
+
+    /// The chunk has no block in memory any more.
+    pub fn chunk(&mut self, key: ChunkKey, chunk: &Chunk) {
+        assert!(!chunk.has_overlay(), "a checkpoint refers to blocks on the device only");
+        let count = chunk.len();
+        let dense = count >= DENSE_FROM;
+        self.put_bytes(&key.volume.to_bytes());
+        self.put_u32(key.index.0);
+        self.put_u16(count as u16);
+        self.put_u8(u8::from(dense));
+        if dense {
+            let mut bitmap = [0; BITMAP_LEN];
+            chunk.device_blocks().for_each(|(i, _)| bitmap[usize::from(i) / 8] |= 1 << (i % 8));
+            self.put_bytes(&bitmap);
+        }
+        for (index, addr) in chunk.device_blocks() {
+            if !dense {
+                self.put_u16(index);
+            }
+            self.put_u32(addr.block);
+            self.put_u32(addr.crc);
+        }
+    }
+}
+
+impl Put for Writer<'_> {
+    fn put_bytes(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.failed.is_none() {
+            let (head, rest) = bytes.split_at(bytes.len().min(FRAME_LEN - self.frame.len()));
+            self.frame.put(head);
+            bytes = rest;
+            if self.frame.len() == FRAME_LEN
+                && let Err(error) = self.end_frame()
+            {
+                self.failed = Some(error);
+            }
+        }
+    }
+}
+
+fn slot_offset(sb: &Superblock, seq: u64) -> u64 {
+    sb.layout.checkpoint_offset + seq % 2 * sb.layout.slot_len
+}
+
+fn frame_header(salt: u64, seq: u64, number: u32, payload: usize) -> Vec<u8> {
+    let mut header = Vec::with_capacity(HEADER_LEN);
+    header.put_u32(MAGIC);
+    header.put_u64(salt);
+    header.put_u64(seq);
+    header.put_u32(number);
+    header.put_u32(payload as u32);
+    header
+}
+
+/// CRC over the frame except the CRC field itself.
+fn frame_crc(frame: &[u8]) -> u32 {
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    digest.update(&frame[..HEADER_LEN - 4]);
+    digest.update(&frame[HEADER_LEN..]);
+    digest.finalize() as u32
+}
+
+/// The checkpoint of a fresh device. Returns the root that makes it hold.
+pub(crate) fn write_empty(disk: &dyn Disk, sb: &Superblock) -> Result<Root, StoreError> {
+    let mut writer = Writer::new(disk, sb, 0);
+    writer.group_count(0);
+    let (frames, frames_crc) = writer.finish()?;
+    Ok(Root { frames, frames_crc, head_seq: 1, ..Root::default() })
+}
+
+/// Why a checkpoint cannot be read.
+pub(crate) enum ReadError {
+    Store(StoreError),
+    Malformed(Malformed),
+}
+
+impl From<Malformed> for ReadError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+/// Reads frames one by one; each is verified before its first byte is used.
+pub(crate) struct Reader<'a> {
+    disk: &'a dyn Disk,
+    sb: &'a Superblock,
+    root: &'a Root,
+    frame: AlignedBuf,
+    at: usize,
+    end: usize,
+    next: u32,
+    crcs: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(disk: &'a dyn Disk, sb: &'a Superblock, root: &'a Root) -> Result<Self, ReadError> {
+        if u64::from(root.frames) > sb.layout.slot_len / FRAME_LEN as u64 || root.frames == 0 {
+            return Err(Malformed("the root's number of frames does not fit a slot").into());
+        }
+        let frame = AlignedBuf::with_capacity(FRAME_LEN);
+        Ok(Self { disk, sb, root, frame, at: 0, end: 0, next: 0, crcs: Vec::new() })
+    }
+
+    fn load_frame(&mut self) -> Result<(), ReadError> {
+        if self.next == self.root.frames {
+            return Err(Malformed("its content goes past its last frame").into());
+        }
+        let offset = slot_offset(self.sb, self.root.checkpoint_seq)
+            + u64::from(self.next) * FRAME_LEN as u64;
+        self.frame.set_len(FRAME_LEN);
+        self.disk.read_at(&mut self.frame, offset).map_err(|source| {
+            ReadError::Store(StoreError::io("read checkpoint", offset, source))
+        })?;
+        let payload = u32::from_le_bytes(self.frame[24..28].try_into().expect("four bytes")) as usize;
+        let crc = u32::from_le_bytes(self.frame[28..32].try_into().expect("four bytes"));
+        if payload > FRAME_LEN - HEADER_LEN {
+            return Err(Malformed("a frame's length is out of range").into());
+        }
+        let header = frame_header(self.sb.salt(), self.root.checkpoint_seq, self.next, payload);
+        self.end = HEADER_LEN + payload;
+        if self.frame[..header.len()] != header || crc != frame_crc(&self.frame[..self.end]) {
+            return Err(Malformed("a frame's header or checksum is wrong").into());
+        }
+        self.crcs.put_u32(crc);
+        self.at = HEADER_LEN;
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Bytes that can still follow; bounds what a length field may claim.
+    fn remaining_max(&self) -> usize {
+        self.end - self.at + (self.root.frames - self.next) as usize * FRAME_LEN
+    }
+
+    /// Checks that nothing follows and that the frames are those the root was written for.
+    pub fn finish(self) -> Result<(), ReadError> {
+        if self.at != self.end || self.next != self.root.frames {
+            return Err(Malformed("there is data after its end").into());
+        }
+        match crc32c(&self.crcs) == self.root.frames_crc {
+            true => Ok(()),
+            false => Err(Malformed("its frames are not those its root refers to").into()),
+        }
+    }
+
+    pub fn group(&mut self) -> Result<(CopysetId, GroupMeta), ReadError> {
+        let id = CopysetId(self.u32()?);
+        let has_vote = self.u8()?;
+        let vote = self.vote()?;
+        let mut meta = GroupMeta {
+            vote: (has_vote != 0).then_some(vote),
+            applied: self.position_option()?,
+            last_purged: self.position_option()?,
+            first_lsn: self.u64()?,
+            state: Bytes::new(),
+        };
+        let len = self.u32()? as usize;
+        if len > self.remaining_max() {
+            return Err(Malformed("a state blob is longer than the checkpoint").into());
+        }
+        let mut state = vec![0; len];
+        self.fill(&mut state)?;
+        meta.state = state.into();
+        Ok((id, meta))
+    }
+
+    /// The chunks of the group read just before. `claim` is told every device block.
+    pub fn chunks(
+        &mut self,
+        mut claim: impl FnMut(u32) -> Result<(), Malformed>,
+    ) -> Result<BTreeMap<ChunkKey, Chunk>, ReadError> {
+        let mut chunks = BTreeMap::new();
+        for _ in 0..self.u64()? {
+            let volume = VolumeId::from_bytes(self.array()?);
+            let key = ChunkKey { volume, index: ChunkIndex(self.u32()?) };
+            let count = self.u16()?;
+            let dense = self.u8()? != 0;
+            if count == 0 || u64::from(count) > BLOCKS_PER_CHUNK {
+                return Err(Malformed("a chunk's number of blocks is out of range").into());
+            }
+            let bitmap = if dense { self.array::<BITMAP_LEN>()? } else { [0; BITMAP_LEN] };
+            let mut set =
+                (0..BLOCKS_PER_CHUNK as u16).filter(|i| bitmap[usize::from(*i) / 8] >> (i % 8) & 1 != 0);
+            let mut chunk = Chunk::default();
+            for _ in 0..count {
+                let index = match dense {
+                    true => set.next().ok_or(Malformed("a chunk's bitmap has too few blocks"))?,
+                    false => self.u16()?,
+                };
+                let addr = BlockAddr { block: self.u32()?, crc: self.u32()? };
+                if u64::from(index) >= BLOCKS_PER_CHUNK || chunk.has(index) {
+                    return Err(Malformed("a chunk's block index is out of range or doubled").into());
+                }
+                claim(addr.block)?;
+                chunk.set_device(index, addr);
+            }
+            if chunks.insert(key, chunk).is_some() {
+                return Err(Malformed("a chunk appears twice").into());
+            }
+        }
+        Ok(chunks)
+    }
+}
+
+impl Get for Reader<'_> {
+    type Error = ReadError;
+
+    fn fill(&mut self, mut buf: &mut [u8]) -> Result<(), ReadError> {
+        while !buf.is_empty() {
+            if self.at == self.end {
+                self.load_frame()?;
+            }
+            let len = buf.len().min(self.end - self.at);
+            let (head, rest) = buf.split_at_mut(len);
+            head.copy_from_slice(&self.frame[self.at..self.at + len]);
+            self.at += len;
+            buf = rest;
+        }
+        Ok(())
+    }
+}

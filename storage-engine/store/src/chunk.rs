@@ -1,0 +1,210 @@
+//! The table of one chunk: for each 4 KiB block where it is, on the device or still in memory.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use curve_types::BLOCKS_PER_CHUNK;
+
+const BLOCKS: usize = BLOCKS_PER_CHUNK as usize;
+/// Blocks from which a full array is shorter than a sorted list.
+const DENSE_FROM: usize = 512;
+
+/// A block on the device with the checksum of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct BlockAddr {
+    /// Number within the data area.
+    pub block: u32,
+    pub crc: u32,
+}
+
+/// Never a block number: the data area is smaller.
+const VACANT: BlockAddr = BlockAddr { block: u32::MAX, crc: 0 };
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Table {
+    Sparse(Vec<(u16, BlockAddr)>),
+    Dense { slots: Box<[BlockAddr; BLOCKS]>, count: usize },
+}
+
+/// Where one block of a chunk is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    Hole,
+    /// Applied, not yet flushed; always 4096 bytes.
+    Memory(Bytes),
+    Device(BlockAddr),
+}
+
+/// A block is in at most one of the two maps. Cloned on write while a view or a checkpoint holds
+/// the same chunk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Chunk {
+    overlay: BTreeMap<u16, Bytes>,
+    table: Table,
+}
+
+/// What a change displaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Displaced {
+    Nothing,
+    Memory,
+    Device(u32),
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self { overlay: BTreeMap::new(), table: Table::Sparse(Vec::new()) }
+    }
+}
+
+impl Chunk {
+    pub fn len(&self) -> usize {
+        let on_device = match &self.table {
+            Table::Sparse(list) => list.len(),
+            Table::Dense { count, .. } => *count,
+        };
+        on_device + self.overlay.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn has_overlay(&self) -> bool {
+        !self.overlay.is_empty()
+    }
+
+    pub fn overlay(&self) -> impl Iterator<Item = (u16, &Bytes)> {
+        self.overlay.iter().map(|(i, b)| (*i, b))
+    }
+
+    pub fn place(&self, index: u16) -> Place {
+        match self.overlay.get(&index) {
+            Some(bytes) => Place::Memory(bytes.clone()),
+            None => self.device(index).map_or(Place::Hole, Place::Device),
+        }
+    }
+
+    pub fn has(&self, index: u16) -> bool {
+        self.overlay.contains_key(&index) || self.device(index).is_some()
+    }
+
+    /// Every block on the device, by index.
+    pub fn device_blocks(&self) -> Box<dyn Iterator<Item = (u16, BlockAddr)> + '_> {
+        match &self.table {
+            Table::Sparse(list) => Box::new(list.iter().copied()),
+            Table::Dense { slots, .. } => Box::new(
+                slots.iter().enumerate().filter(|(_, a)| **a != VACANT).map(|(i, a)| (i as u16, *a)),
+            ),
+        }
+    }
+
+    /// Indices of blocks that are not holes, in order.
+    pub fn occupied(&self) -> Vec<u16> {
+        let mut all: Vec<u16> =
+            self.device_blocks().map(|(i, _)| i).chain(self.overlay.keys().copied()).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Puts a block into memory.
+    pub fn write(&mut self, index: u16, bytes: Bytes) -> Displaced {
+        debug_assert_eq!(bytes.len() as u64, curve_types::BLOCK_SIZE);
+        match self.overlay.insert(index, bytes) {
+            Some(_) => Displaced::Memory,
+            None => self.remove_device(index),
+        }
+    }
+
+    /// Makes a block a hole.
+    pub fn clear(&mut self, index: u16) -> Displaced {
+        match self.overlay.remove(&index) {
+            Some(_) => Displaced::Memory,
+            None => self.remove_device(index),
+        }
+    }
+
+    /// Whether the block in memory is still these very bytes.
+    pub fn holds(&self, index: u16, bytes: &Bytes) -> bool {
+        self.overlay.get(&index).is_some_and(|b| b.as_ptr() == bytes.as_ptr())
+    }
+
+    /// The block in memory is now at `addr`.
+    pub fn flushed(&mut self, index: u16, addr: BlockAddr) {
+        self.overlay.remove(&index);
+        self.set_device(index, addr);
+    }
+
+    /// Records a block that is on the device; there was a hole before.
+    pub fn set_device(&mut self, index: u16, addr: BlockAddr) {
+        match &mut self.table {
+            Table::Sparse(list) => {
+                match list.binary_search_by_key(&index, |(i, _)| *i) {
+                    Ok(at) => list[at].1 = addr,
+                    Err(at) => list.insert(at, (index, addr)),
+                }
+                if list.len() >= DENSE_FROM {
+                    let mut slots = Box::new([VACANT; BLOCKS]);
+                    list.iter().for_each(|(i, a)| slots[usize::from(*i)] = *a);
+                    self.table = Table::Dense { slots, count: list.len() };
+                }
+            }
+            Table::Dense { slots, count } => {
+                let slot = &mut slots[usize::from(index)];
+                *count += usize::from(*slot == VACANT);
+                *slot = addr;
+            }
+        }
+    }
+
+    fn device(&self, index: u16) -> Option<BlockAddr> {
+        match &self.table {
+            Table::Sparse(list) => {
+                let at = list.binary_search_by_key(&index, |(i, _)| *i).ok()?;
+                Some(list[at].1)
+            }
+            Table::Dense { slots, .. } => {
+                Some(slots[usize::from(index)]).filter(|addr| *addr != VACANT)
+            }
+        }
+    }
+
+    fn remove_device(&mut self, index: u16) -> Displaced {
+        let removed = match &mut self.table {
+            Table::Sparse(list) => list
+                .binary_search_by_key(&index, |(i, _)| *i)
+                .ok()
+                .map(|at| list.remove(at).1),
+            Table::Dense { slots, count } => {
+                let slot = std::mem::replace(&mut slots[usize::from(index)], VACANT);
+                *count -= usize::from(slot != VACANT);
+                Some(slot).filter(|addr| *addr != VACANT)
+            }
+        };
+        removed.map_or(Displaced::Nothing, |addr| Displaced::Device(addr.block))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_and_dense_tables_answer_alike() {
+        let mut chunk = Chunk::default();
+        let addr = |i: u16| BlockAddr { block: u32::from(i) + 7, crc: u32::from(i) };
+        for index in (0..BLOCKS as u16).rev() {
+            chunk.set_device(index, addr(index));
+            assert_eq!(chunk.place(index), Place::Device(addr(index)));
+        }
+        assert!(matches!(chunk.table, Table::Dense { count: BLOCKS, .. }));
+        assert_eq!(chunk.clear(5), Displaced::Device(12));
+        assert_eq!(chunk.clear(5), Displaced::Nothing);
+        let bytes = Bytes::from(vec![1; 4096]);
+        assert_eq!(chunk.write(6, bytes.clone()), Displaced::Device(13));
+        assert!(chunk.holds(6, &bytes) && !chunk.holds(6, &Bytes::from(vec![1; 4096])));
+        chunk.flushed(6, addr(90));
+        assert_eq!(chunk.place(6), Place::Device(addr(90)));
+        assert_eq!((chunk.len(), chunk.occupied().len()), (BLOCKS - 1, BLOCKS - 1));
+    }
+}

@@ -1,0 +1,179 @@
+//! What the threads and handles of one open store share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use bytes::Bytes;
+use curve_types::CopysetId;
+
+use crate::data::DataArea;
+use crate::group::GroupInner;
+use crate::health::Device;
+use crate::space::Space;
+use crate::store::Done;
+use crate::wal::queue::Queue;
+use crate::wal::ring::Ring;
+use crate::wal::space::{Purpose, WalSpace};
+use crate::wal::writer::WriterStats;
+use crate::{LogPosition, StoreError, StoreOptions, Superblock};
+
+type Pressure = Box<dyn Fn() + Send + Sync>;
+
+pub(crate) struct Core {
+    pub superblock: Superblock,
+    pub options: StoreOptions,
+    pub device: Arc<Device>,
+    pub ring: Ring,
+    pub wal: WalSpace,
+    pub queue: Queue,
+    pub data: Arc<DataArea>,
+    pub groups: RwLock<BTreeMap<CopysetId, Arc<GroupInner>>>,
+    /// Shadow spaces of installs under way: the flusher serves them too.
+    pub installing: Mutex<Vec<Weak<Space>>>,
+    /// Spaces out of use that still wait for their blocks to be released.
+    pub retired: Mutex<Vec<Arc<Space>>>,
+    pub upkeep: Upkeep,
+    /// Sequence of the newest durable root.
+    pub root_seq: AtomicU64,
+    pub pressure: RwLock<Option<Pressure>>,
+    pub stats: WriterStats,
+}
+
+impl Core {
+    /// Takes room in the ring; waits for it as the options say.
+    pub fn reserve(&self, cost: u64, purpose: Purpose) -> Result<(), StoreError> {
+        self.device.check()?;
+        let press = || {
+            self.upkeep.request_checkpoint();
+            self.call_pressure();
+        };
+        self.wal.reserve(cost, purpose, self.options.wal_full_wait, &self.device, press)
+    }
+
+    pub fn call_pressure(&self) {
+        if let Some(callback) = &*self.pressure.read().unwrap_or_else(PoisonError::into_inner) {
+            callback();
+        }
+    }
+
+    pub fn groups(&self) -> Vec<Arc<GroupInner>> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Takes a space out of use.
+    pub fn retire(&self, space: Arc<Space>) {
+        space.retire();
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(space);
+    }
+
+    /// Wakes everyone who waits, for the end or after a failure.
+    pub fn wake_all(&self) {
+        self.queue.wake();
+        self.wal.wake();
+        self.data.overlay.wake();
+        self.upkeep.wake();
+    }
+
+    /// Blocks that a checkpoint must be able to find for what is in memory.
+    pub fn reserve_blocks(&self) -> u64 {
+        self.data.overlay.bytes_max / curve_types::BLOCK_SIZE * 3
+    }
+
+    pub fn is_failed(&self) -> bool {
+        self.device.failure().is_some()
+    }
+
+    pub fn root_seq(&self) -> u64 {
+        self.root_seq.load(Ordering::Acquire)
+    }
+}
+
+/// A snapshot that arrived whole and is to replace a group's state.
+pub(crate) struct Switch {
+    pub group: Arc<GroupInner>,
+    pub space: Arc<Space>,
+    pub applied: LogPosition,
+    pub state: Bytes,
+    pub done: Done,
+}
+
+/// What the upkeep thread is asked to do.
+#[derive(Default)]
+pub(crate) struct Requests {
+    pub flush: bool,
+    pub checkpoint: bool,
+    /// Entries were purged: the WAL's tail may move without a checkpoint.
+    pub advance: bool,
+    pub checkpointed: Vec<Done>,
+    pub switches: Vec<Switch>,
+    pub stop: bool,
+}
+
+impl Requests {
+    fn is_empty(&self) -> bool {
+        !(self.flush || self.checkpoint || self.advance || self.stop)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Upkeep {
+    requests: Mutex<Requests>,
+    arrived: Condvar,
+}
+
+impl Upkeep {
+    fn lock(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Requests)) {
+        change(&mut self.lock());
+        self.arrived.notify_one();
+    }
+
+    pub fn request_flush(&self) {
+        self.change(|r| r.flush = true);
+    }
+
+    pub fn request_checkpoint(&self) {
+        self.change(|r| r.checkpoint = true);
+    }
+
+    pub fn request_advance(&self) {
+        self.change(|r| r.advance = true);
+    }
+
+    pub fn checkpoint(&self, done: Done) {
+        self.change(|r| {
+            r.checkpoint = true;
+            r.checkpointed.push(done);
+        });
+    }
+
+    pub fn switch(&self, switch: Switch) {
+        self.change(|r| {
+            r.checkpoint = true;
+            r.switches.push(switch);
+        });
+    }
+
+    pub fn stop(&self) {
+        self.change(|r| r.stop = true);
+    }
+
+    pub fn wake(&self) {
+        drop(self.lock());
+        self.arrived.notify_all();
+    }
+
+    /// Waits for something to do.
+    pub fn take(&self) -> Requests {
+        let mut requests = self.lock();
+        while requests.is_empty() {
+            requests = self.arrived.wait(requests).unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::take(&mut requests)
+    }
+
+}

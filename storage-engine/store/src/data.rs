@@ -1,0 +1,162 @@
+//! The data area shared by all groups: its blocks, the budget of blocks in memory, and the clock
+//! that orders supersession against pins.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use bytes::Bytes;
+use curve_types::BLOCK_SIZE;
+
+use crate::StoreError;
+use crate::alloc::Allocator;
+use crate::aligned::AlignedBuf;
+use crate::chunk::BlockAddr;
+use crate::codec::crc32c;
+use crate::health::Device;
+
+/// Blocks of one flush write.
+const RUN_BLOCKS_MAX: usize = 256;
+
+pub(crate) struct DataArea {
+    pub device: Arc<Device>,
+    offset: u64,
+    pub blocks_total: u64,
+    pub alloc: Mutex<Allocator>,
+    pub overlay: Overlay,
+    /// Ticks with every pin. A block superseded at tick `t` is referred to by no pin younger
+    /// than `t`.
+    clock: AtomicU64,
+    /// Blocks that live tables refer to, those in memory included.
+    pub live: AtomicU64,
+    /// Superseded blocks not yet released.
+    pub pending: AtomicU64,
+    /// Part of `pending` that only views and installs hold back, as of the last release.
+    pub pinned: AtomicU64,
+}
+
+impl DataArea {
+    pub fn new(device: Arc<Device>, offset: u64, alloc: Allocator, overlay: Overlay, total: u64) -> Self {
+        Self {
+            device,
+            offset,
+            blocks_total: total,
+            alloc: Mutex::new(alloc),
+            overlay,
+            clock: AtomicU64::new(1),
+            live: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
+        }
+    }
+
+    /// A tick later than every supersession so far.
+    pub fn pin_tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub fn now(&self) -> u64 {
+        self.clock.load(Ordering::SeqCst)
+    }
+
+    pub fn free_blocks(&self) -> u64 {
+        self.alloc.lock().unwrap_or_else(PoisonError::into_inner).free_blocks()
+    }
+
+    fn device_offset(&self, block: u32) -> u64 {
+        self.offset + u64::from(block) * BLOCK_SIZE
+    }
+
+    /// Reads neighbouring blocks. Checksums are the caller's business.
+    pub fn read(&self, block: u32, buf: &mut [u8]) -> Result<(), StoreError> {
+        self.device.read("read data", buf, self.device_offset(block))
+    }
+
+    /// Writes blocks to fresh places, in runs as long as free space allows, and tells `placed`
+    /// of each. Durable after the next sync.
+    pub fn write(
+        &self,
+        blocks: &[Bytes],
+        mut placed: impl FnMut(usize, BlockAddr),
+    ) -> Result<(), StoreError> {
+        let mut at = 0;
+        while at < blocks.len() {
+            let want = (blocks.len() - at).min(RUN_BLOCKS_MAX) as u32;
+            let run = self.alloc.lock().unwrap_or_else(PoisonError::into_inner).take_run(want);
+            let Some((start, len)) = run else {
+                let what = format!(
+                    "no free block for applied data: {} in use, {} superseded but held by the \
+                     last checkpoint or a view",
+                    self.live.load(Ordering::Relaxed),
+                    self.pending.load(Ordering::Relaxed)
+                );
+                return Err(StoreError::NoSpace { what });
+            };
+            let run = &blocks[at..at + len as usize];
+            let mut buf = AlignedBuf::take(run.len() * BLOCK_SIZE as usize);
+            let mut crcs = Vec::with_capacity(run.len());
+            for (block, target) in run.iter().zip(buf.chunks_exact_mut(BLOCK_SIZE as usize)) {
+                target.copy_from_slice(block);
+                crcs.push(crc32c(target));
+            }
+            self.device.write("write data", &buf, self.device_offset(start))?;
+            for (i, crc) in crcs.into_iter().enumerate() {
+                placed(at + i, BlockAddr { block: start + i as u32, crc });
+            }
+            at += run.len();
+        }
+        Ok(())
+    }
+}
+
+/// Counts blocks in memory and makes appliers wait for the flusher.
+pub(crate) struct Overlay {
+    pub bytes_max: u64,
+    bytes: AtomicU64,
+    gate: Mutex<()>,
+    room: Condvar,
+}
+
+impl Overlay {
+    pub fn new(bytes_max: u64) -> Self {
+        Self { bytes_max, bytes: AtomicU64::new(0), gate: Mutex::new(()), room: Condvar::new() }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the flusher should work: early enough that appliers rarely wait.
+    pub fn wants_flush(&self) -> bool {
+        self.bytes() > self.bytes_max / 2
+    }
+
+    pub fn add_block(&self) {
+        self.bytes.fetch_add(BLOCK_SIZE, Ordering::Relaxed);
+    }
+
+    pub fn remove_blocks(&self, count: u64) {
+        if count > 0 && self.bytes.fetch_sub(count * BLOCK_SIZE, Ordering::Relaxed) > self.bytes_max {
+            self.wake();
+        }
+    }
+
+    pub fn wake(&self) {
+        drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
+        self.room.notify_all();
+    }
+
+    /// Waits until less than the maximum is in memory, or the store failed.
+    pub fn wait_for_room(&self, device: &Device, ask_flush: impl Fn()) -> Result<(), StoreError> {
+        device.check()?;
+        if self.bytes() < self.bytes_max {
+            return Ok(());
+        }
+        ask_flush();
+        let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.bytes() >= self.bytes_max {
+            device.check()?;
+            gate = self.room.wait(gate).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,306 @@
+//! The upkeep thread: flushes blocks from memory to the data area, checkpoints, and thereby frees
+//! WAL and data space. It never blocks the IO thread.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, mpsc};
+
+use bytes::Bytes;
+use curve_types::CopysetId;
+
+use crate::checkpoint::{GroupMeta, Writer};
+use crate::chunk::BlockAddr;
+use crate::core::{Core, Requests, Switch};
+use crate::group::GroupInner;
+use crate::LogPosition;
+use crate::root::{self, Root};
+use crate::space::{ChunkMap, DirtyBlock, Space};
+use crate::Done;
+use crate::wal::queue::{Job, Queued};
+use crate::wal::writer::Capture;
+use crate::StoreError;
+
+/// Blocks flushed between two updates of the tables, so that appliers get room early.
+const FLUSH_BLOCKS: usize = 256;
+
+pub(crate) struct UpkeepThread {
+    core: Arc<Core>,
+    root: Root,
+    /// Pin tick of the last durable checkpoint.
+    checkpoint_tick: u64,
+}
+
+/// One group as the checkpoint will show it.
+struct Captured {
+    id: CopysetId,
+    meta: GroupMeta,
+    chunks: ChunkMap,
+    /// The live group, unless it was removed meanwhile.
+    group: Option<Arc<GroupInner>>,
+    /// An install replaces the log: no entry of it is needed any more.
+    log_replaced: bool,
+}
+
+impl UpkeepThread {
+    pub fn new(core: Arc<Core>, root: Root) -> Self {
+        Self { core, root, checkpoint_tick: 0 }
+    }
+
+    /// Runs until it is stopped.
+    pub fn run(mut self) {
+        loop {
+            let mut requests = self.core.upkeep.take();
+            let result = match self.core.device.check() {
+                Ok(()) => self.serve(&mut requests),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = &result
+                && !self.core.is_failed()
+            {
+                self.core.device.fail(error.clone());
+            }
+            let left = requests.checkpointed.into_iter();
+            left.chain(requests.switches.into_iter().map(|s| s.done)).for_each(|done| done(result.clone()));
+            if requests.stop {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self, requests: &mut Requests) -> Result<(), StoreError> {
+        let scarce = self.core.data.free_blocks() < self.core.reserve_blocks() * 2 / 3
+            && self.core.data.pending.load(Ordering::Relaxed) > 0;
+        if requests.checkpoint || (requests.flush && scarce) {
+            self.checkpoint(&mut requests.switches)?;
+        }
+        if requests.flush {
+            self.flush_all()?;
+        }
+        if requests.advance && self.core.wal.used() > self.core.wal.len / 4 {
+            self.advance_tail()?;
+        }
+        Ok(())
+    }
+
+    fn flush_all(&self) -> Result<(), StoreError> {
+        self.core.groups().iter().try_for_each(|group| self.flush(&group.space(), |_| ()))?;
+        self.flush_installing()
+    }
+
+    fn flush_installing(&self) -> Result<(), StoreError> {
+        let shadows: Vec<Arc<Space>> = {
+            let mut list = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
+            list.retain(|space| space.strong_count() > 0);
+            list.iter().filter_map(|space| space.upgrade()).collect()
+        };
+        shadows.iter().try_for_each(|space| self.flush(space, |_| ()))
+    }
+
+    fn flush(&self, space: &Space, placed: impl FnMut(&[(DirtyBlock, BlockAddr)])) -> Result<(), StoreError> {
+        self.write_blocks(space, space.dirty_blocks(), placed)
+    }
+
+    /// Writes blocks to fresh places, and tells first `placed` and then the tables.
+    fn write_blocks(
+        &self,
+        space: &Space,
+        blocks: Vec<DirtyBlock>,
+        mut placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
+    ) -> Result<(), StoreError> {
+        let mut blocks = blocks.into_iter().peekable();
+        while blocks.peek().is_some() {
+            let part: Vec<DirtyBlock> = blocks.by_ref().take(FLUSH_BLOCKS).collect();
+            let bytes: Vec<Bytes> = part.iter().map(|block| block.bytes.clone()).collect();
+            let mut addrs = Vec::with_capacity(part.len());
+            self.core.data.write(&bytes, |_, addr| addrs.push(addr))?;
+            let done: Vec<(DirtyBlock, BlockAddr)> = part.into_iter().zip(addrs).collect();
+            placed(&done);
+            space.flushed(&done);
+        }
+        Ok(())
+    }
+
+    /// Waits until everything queued so far is durable.
+    fn barrier(&self) -> Result<Capture, StoreError> {
+        let (answer, question) = mpsc::channel();
+        self.core.queue.push([Queued { job: Job::Capture(answer), reserved: 0, done: None }]);
+        question.recv().map_err(|_| {
+            self.core.device.check().err().unwrap_or_else(|| StoreError::Failed {
+                reason: "the IO thread has ended".into(),
+            })
+        })
+    }
+
+    /// Writes a checkpoint of everything; `switches` take effect with it.
+    fn checkpoint(&mut self, switches: &mut Vec<Switch>) -> Result<(), StoreError> {
+        let start = self.barrier()?;
+        let tick = self.core.data.pin_tick();
+        let mut captured = Vec::with_capacity(start.groups.len());
+        for id in start.groups.keys() {
+            captured.push(self.capture(*id, &start, switches)?);
+        }
+        // Taken before the barrier: entries without a place yet will get one after `start`.
+        let tail = tail_of(&captured, start.lsn);
+        let end = self.barrier()?;
+        self.core.device.sync("sync flushed data")?;
+        let seq = self.root.checkpoint_seq + 1;
+        let (frames, frames_crc) = self.write_frames(seq, &captured)?;
+        let root = Root {
+            seq: self.root.seq + 1,
+            checkpoint_seq: seq,
+            frames,
+            frames_crc,
+            checkpoint_lsn: start.lsn,
+            tail_lsn: tail,
+            head_lsn: end.lsn,
+            head_seq: end.seq,
+            generation: end.generation,
+        };
+        self.write_root(root)?;
+        self.checkpoint_tick = tick;
+        for done in &captured {
+            if let Some(group) = &done.group
+                && !switches.iter().any(|s| Arc::ptr_eq(&s.group, group))
+            {
+                group.log().checkpointed(done.meta.applied);
+            }
+        }
+        switches.drain(..).for_each(|switch| self.switch(switch));
+        self.release_blocks();
+        Ok(())
+    }
+
+    fn capture(&self, id: CopysetId, start: &Capture, switches: &[Switch]) -> Result<Captured, StoreError> {
+        let known = start.groups.get(&id).copied().unwrap_or_default();
+        let group = self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let mut meta = GroupMeta {
+            vote: known.vote,
+            applied: None,
+            last_purged: known.last_purged,
+            first_lsn: known.first_lsn,
+            state: Bytes::new(),
+        };
+        // A group created anew under the id is not the one the WAL knew at `start`.
+        let group = group.filter(|group| group.first_lsn_is(known.first_lsn));
+        let Some(group) = group else {
+            return Ok(Captured { id, meta, chunks: ChunkMap::new(), group: None, log_replaced: false });
+        };
+        let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
+        let mut log_replaced = false;
+        let (space, mut chunks, dirty);
+        if let Some(switch) = switch {
+            meta.applied = Some(switch.applied);
+            meta.state = switch.state.clone();
+            log_replaced = !group.log().holds(switch.applied);
+            if log_replaced {
+                meta.first_lsn = start.lsn;
+            }
+            if meta.last_purged.is_none_or(|purged| purged.index < switch.applied.index) {
+                meta.last_purged = Some(switch.applied);
+            }
+            space = switch.space.clone();
+            (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
+        } else {
+            let _whole_entries = group.lock_apply();
+            (meta.applied, meta.state) = group.state();
+            space = group.space();
+            (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
+        }
+        self.write_blocks(&space, dirty, |placed| {
+            for (block, addr) in placed {
+                if let Some(chunk) = chunks.get_mut(&block.key) {
+                    Arc::make_mut(chunk).flushed(block.index, *addr);
+                }
+            }
+        })?;
+        Ok(Captured { id, meta, chunks, group: Some(group), log_replaced })
+    }
+
+    fn write_frames(&self, seq: u64, captured: &[Captured]) -> Result<(u32, u32), StoreError> {
+        let mut writer = Writer::new(self.core.device.disk(), &self.core.superblock, seq);
+        writer.group_count(captured.len());
+        for group in captured {
+            writer.group(group.id, &group.meta, group.chunks.len());
+            group.chunks.iter().for_each(|(key, chunk)| writer.chunk(*key, chunk));
+        }
+        let written = writer.finish()?;
+        self.core.device.sync("sync checkpoint")?;
+        Ok(written)
+    }
+
+    /// Makes the root hold: from here on the old one's WAL and blocks may be reused.
+    fn write_root(&mut self, root: Root) -> Result<(), StoreError> {
+        root::write(self.core.device.disk(), &self.core.superblock, &root)?;
+        self.core.device.sync("sync root")?;
+        self.root = root;
+        self.core.root_seq.store(root.seq, Ordering::Release);
+        self.core.wal.root_written(root.tail_lsn, root.checkpoint_lsn);
+        Ok(())
+    }
+
+    /// Same checkpoint, later tail: lets purged entries' WAL space go without a checkpoint.
+    fn advance_tail(&mut self) -> Result<(), StoreError> {
+        let needed = self.core.groups().into_iter().filter_map(|group| group.log().tail(None));
+        let tail = needed.fold(self.root.checkpoint_lsn, u64::min);
+        if tail <= self.root.tail_lsn {
+            return Ok(());
+        }
+        let end = self.barrier()?;
+        self.write_root(Root {
+            seq: self.root.seq + 1,
+            tail_lsn: tail,
+            head_lsn: end.lsn,
+            head_seq: end.seq,
+            generation: end.generation,
+            ..self.root
+        })
+    }
+
+    /// The durable checkpoint shows the installed state: shows it in memory too.
+    fn switch(&self, switch: Switch) {
+        let Switch { group, space, applied, state, done } = switch;
+        let old = {
+            let _excluded = group.lock_apply();
+            group.replace(space.clone(), applied, state)
+        };
+        self.core.retire(old);
+        let mut installing = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
+        installing.retain(|shadow| !std::ptr::eq(shadow.as_ptr(), Arc::as_ptr(&space)));
+        drop(installing);
+        self.record_switch(&group, applied, done);
+    }
+
+    /// Tells the WAL about the log's new base, so that the next checkpoint's view of it agrees.
+    fn record_switch(&self, group: &GroupInner, applied: LogPosition, done: Done) {
+        match group.rebase(&self.core, applied) {
+            Ok(()) => done(Ok(())),
+            Err(error) => done(Err(self.core.device.fail(error))),
+        }
+    }
+
+    fn release_blocks(&self) {
+        let mut pinned = 0;
+        for group in self.core.groups() {
+            pinned += group.space().release(self.checkpoint_tick);
+        }
+        let mut retired = self.core.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|space| {
+            pinned += space.release(self.checkpoint_tick);
+            !space.is_drained()
+        });
+        drop(retired);
+        let shadows = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
+        for space in shadows.iter().filter_map(|space| space.upgrade()) {
+            pinned += space.release(self.checkpoint_tick);
+        }
+        self.core.data.pinned.store(pinned, Ordering::Relaxed);
+    }
+}
+
+/// First WAL position that a recovery from this checkpoint needs.
+fn tail_of(captured: &[Captured], start: u64) -> u64 {
+    let needed = captured.iter().filter_map(|captured| {
+        let log = captured.group.as_ref()?.log();
+        log.tail(Some(captured.meta.applied)).filter(|_| !captured.log_replaced)
+    });
+    needed.fold(start, u64::min)
+}

@@ -1,0 +1,266 @@
+//! The IO thread: drains the queue into batches, one write and one sync each, and then completes
+//! them in order. One batch is in flight at a time: while it syncs, the next one gathers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use curve_types::CopysetId;
+
+use crate::StoreError;
+use crate::core::Core;
+use crate::group::GroupInner;
+use crate::log::index::Loc;
+use crate::log::{LogPosition, Vote};
+use crate::store::Done;
+use crate::wal::format::{self, BATCH_SOFT_MAX, BatchBuilder, BatchHeader, Record};
+use crate::wal::queue::{Job, Next, Queued};
+use crate::wal::space::{Purpose, WalSpace};
+
+/// What the WAL says of a group up to some position.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct WalGroup {
+    pub vote: Option<Vote>,
+    pub last_purged: Option<LogPosition>,
+    /// Records of the group before this position are dead.
+    pub first_lsn: u64,
+}
+
+impl WalGroup {
+    pub fn purge(&mut self, upto: LogPosition) {
+        if self.last_purged.is_none_or(|purged| purged.index < upto.index) {
+            self.last_purged = Some(upto);
+        }
+    }
+}
+
+/// The end of the durable log, and every group as of there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Capture {
+    pub lsn: u64,
+    pub seq: u64,
+    pub generation: u64,
+    pub groups: BTreeMap<CopysetId, WalGroup>,
+}
+
+/// Counters for metrics and tests.
+#[derive(Default)]
+pub(crate) struct WriterStats {
+    pub batches: AtomicU64,
+    pub records: AtomicU64,
+    pub bytes: AtomicU64,
+}
+
+struct CachedEntry {
+    group: Arc<GroupInner>,
+    index: u64,
+    id: u64,
+    len: usize,
+}
+
+pub(crate) struct Writer {
+    core: Arc<Core>,
+    batch: BatchBuilder,
+    /// Position, sequence and generation of the next batch.
+    next: Capture,
+    /// Entries in memory that may be evicted, oldest first.
+    cache: VecDeque<CachedEntry>,
+    cache_bytes: usize,
+    /// A durable batch is not covered by a mark yet.
+    mark_owed: bool,
+    /// Fullness at which the pressure callback is due next, in sixteenths of the ring.
+    pressure_at: u64,
+}
+
+/// Sixteenths of the ring at which pressure begins.
+const PRESSURE_FROM: u64 = 8;
+
+impl Writer {
+    pub fn new(core: Arc<Core>, next: Capture) -> Self {
+        Self {
+            core,
+            batch: BatchBuilder::new(),
+            next,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            mark_owed: false,
+            pressure_at: PRESSURE_FROM,
+        }
+    }
+
+    /// Runs until the queue is closed and empty.
+    pub fn run(mut self) {
+        loop {
+            let idle: Option<Duration> = self.mark_owed.then_some(self.core.options.idle_mark_after);
+            match self.core.queue.take(idle) {
+                Next::Jobs(jobs) => self.write_all(jobs),
+                Next::Idle => self.write_mark(),
+                Next::Closed => return,
+            }
+        }
+    }
+
+    /// Writes the jobs as one batch or several.
+    fn write_all(&mut self, mut jobs: VecDeque<Queued>) {
+        while !jobs.is_empty() {
+            let mut taken = Vec::new();
+            let mut reserved = 0;
+            self.batch.start();
+            while self.batch.len() < BATCH_SOFT_MAX
+                && let Some(queued) = jobs.pop_front()
+            {
+                if matches!(queued.job, Job::Capture(_)) && !self.batch.is_empty() {
+                    jobs.push_front(queued);
+                    break;
+                }
+                reserved += queued.reserved;
+                self.encode(&queued.job);
+                taken.push(queued);
+                if self.batch.is_empty() {
+                    // No record at the front needs no batch: everything before it is durable.
+                    break;
+                }
+            }
+            let result = match self.batch.is_empty() {
+                true => self.core.device.check(),
+                false => self.commit(reserved),
+            };
+            self.complete(taken, result);
+        }
+        self.press();
+    }
+
+    fn encode(&mut self, job: &Job) {
+        match job {
+            Job::Record { group, record } => {
+                self.add(*group, record);
+            }
+            Job::Create { group } => {
+                let position = self.add(group.id, &Record::CreateGroup);
+                group.created_at(position);
+            }
+            Job::Entry { group, id, entry } => {
+                let at = self.batch.len() as u32;
+                let len = format::add_entry(&mut self.batch, group.id, entry);
+                let loc = Loc { batch: self.next.lsn, at, len };
+                group.log().place(entry.position.index, *id, loc);
+            }
+            Job::Nothing | Job::Capture(_) => {}
+        }
+    }
+
+    fn add(&mut self, group: CopysetId, record: &Record) -> u64 {
+        let position = self.next.lsn + self.batch.len() as u64;
+        record.add_to(&mut self.batch, group);
+        self.next.remember(group, record, position);
+        position
+    }
+
+    /// Writes and syncs the batch that was built.
+    fn commit(&mut self, reserved: u64) -> Result<(), StoreError> {
+        let mut header = BatchHeader {
+            lsn: self.next.lsn,
+            seq: self.next.seq,
+            mark: self.next.seq - 1,
+            generation: self.next.generation,
+            root_seq: self.core.root_seq.load(Ordering::Acquire),
+            len: 0,
+            records: 0,
+            body_crc: 0,
+        };
+        let bytes = self.batch.finish(self.core.superblock.salt(), &mut header);
+        let len = bytes.len() as u64;
+        self.core.ring.write(header.lsn, bytes)?;
+        self.core.device.sync("sync log")?;
+        self.next.lsn += len;
+        self.next.seq += 1;
+        self.mark_owed = header.records > 0;
+        self.core.wal.written(len, reserved);
+        let stats = &self.core.stats;
+        stats.batches.fetch_add(1, Ordering::Relaxed);
+        stats.records.fetch_add(u64::from(header.records), Ordering::Relaxed);
+        stats.bytes.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn complete(&mut self, taken: Vec<Queued>, result: Result<(), StoreError>) {
+        let mut calls: Vec<Done> = Vec::new();
+        for queued in taken {
+            match queued.job {
+                Job::Entry { group, id, entry } if result.is_ok() => {
+                    let len = entry.len();
+                    self.cache_bytes += len;
+                    self.cache.push_back(CachedEntry { group, index: entry.position.index, id, len });
+                }
+                // Without an answer the asker's channel closes, which it takes for the failure.
+                Job::Capture(answer) if result.is_ok() => {
+                    let _ = answer.send(self.next.clone());
+                }
+                _ => {}
+            }
+            calls.extend(queued.done);
+        }
+        calls.into_iter().for_each(|done| done(result.clone()));
+        while self.cache_bytes > self.core.options.log_cache_bytes_max as usize
+            && let Some(oldest) = self.cache.pop_front()
+        {
+            oldest.group.log().evict(oldest.index, oldest.id);
+            self.cache_bytes -= oldest.len;
+        }
+    }
+
+    /// Covers the last batch by a mark, so that damage to it is told from a torn tail.
+    fn write_mark(&mut self) {
+        self.mark_owed = false;
+        let cost = WalSpace::cost(0);
+        let device = &self.core.device;
+        if self.core.wal.reserve(cost, Purpose::Control, Duration::ZERO, device, || ()).is_ok() {
+            self.batch.start();
+            // A failure is already recorded by the device, and nobody waits for a mark.
+            let _ = self.commit(cost);
+            self.mark_owed = false;
+        }
+    }
+
+    /// Asks for checkpoints and purges as the ring fills.
+    fn press(&mut self) {
+        let core = &self.core;
+        if core.wal.since_checkpoint() > core.wal.len / 4 {
+            core.upkeep.request_checkpoint();
+        }
+        let sixteenths = core.wal.used() * 16 / core.wal.len;
+        if sixteenths < PRESSURE_FROM {
+            self.pressure_at = PRESSURE_FROM;
+        } else if sixteenths >= self.pressure_at {
+            self.pressure_at = sixteenths + 1;
+            core.call_pressure();
+        }
+    }
+}
+
+impl Capture {
+    /// Applies a record that lies at `lsn`, while writing or while reading back.
+    pub fn remember(&mut self, group: CopysetId, record: &Record, lsn: u64) {
+        match record {
+            Record::CreateGroup => {
+                let fresh = WalGroup { first_lsn: lsn, ..WalGroup::default() };
+                self.groups.insert(group, fresh);
+            }
+            Record::RemoveGroup => {
+                self.groups.remove(&group);
+            }
+            Record::Vote(vote) => {
+                if let Some(known) = self.groups.get_mut(&group) {
+                    known.vote = Some(*vote);
+                }
+            }
+            Record::Purge(upto) => {
+                if let Some(known) = self.groups.get_mut(&group) {
+                    known.purge(*upto);
+                }
+            }
+            Record::Open { .. } | Record::Truncate(_) => {}
+        }
+    }
+}
