@@ -1,0 +1,330 @@
+//! Controller of `CurveCluster`: dereference -> validate -> build -> apply -> update_status.
+
+pub mod apply;
+pub mod build;
+pub mod credentials;
+pub mod dereference;
+pub mod health;
+pub mod names;
+pub mod placement;
+pub mod rollout;
+pub mod status;
+pub mod teardown;
+pub mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use curve_client::CreatePool;
+use curve_wire::proto::FailureDomain;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::controller::Action;
+use kube::{Client, Resource, ResourceExt};
+use thiserror::Error;
+
+use crate::api::{ClusterApi, Target};
+use crate::context::Context;
+use crate::crd::{CurveCluster, CurveClusterStatus};
+use build::{BuildInputs, ClusterObjects};
+use credentials::Credentials;
+use dereference::Observed;
+use health::Engine;
+use names::{ClusterKey, FINALIZER, LABEL_HOSTNAME, MDS_GRPC_PORT};
+use placement::{Bindings, plan_placement};
+use rollout::RolloutStep;
+use status::{Notice, StatusInputs};
+use validate::{ValidatedCluster, ValidatedStorage};
+
+/// Time between two looks at a cluster in which nothing changes in Kubernetes.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// The same while something is being waited for.
+const LOOK_AGAIN_SOON: Duration = Duration::from_secs(3);
+/// Name of the pool of a cluster for which nobody made one.
+const DEFAULT_POOL: &str = "default";
+
+/// A reconciliation that stopped half-way; it is tried again.
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Dereference(#[from] dereference::DereferenceError),
+    #[error(transparent)]
+    Credentials(#[from] credentials::CredentialsError),
+    #[error(transparent)]
+    Apply(#[from] apply::ApplyError),
+    #[error(transparent)]
+    Teardown(#[from] teardown::TeardownError),
+}
+
+/// The metadata service of a cluster cannot be asked.
+#[derive(Debug, Error)]
+pub enum FindTargetError {
+    #[error("its cluster has not started yet")]
+    NotYet,
+    #[error("its cluster cannot be carried out")]
+    Invalid(#[from] validate::Invalid),
+    #[error(transparent)]
+    Dereference(#[from] dereference::DereferenceError),
+    #[error(transparent)]
+    Credentials(#[from] credentials::CredentialsError),
+}
+
+/// Brings one cluster closer to its spec.
+pub async fn reconcile(
+    cluster: Arc<CurveCluster>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
+    let key = ClusterKey {
+        namespace: cluster.namespace().unwrap_or_default(),
+        name: cluster.name_any(),
+    };
+    let client = &context.client;
+    let observed = dereference::dereference(client, &key, &context.settings.namespace).await?;
+    if cluster.metadata.deletion_timestamp.is_some() {
+        return tear_down(&cluster, &key, &observed, &context).await;
+    }
+    let old = cluster.status.clone().unwrap_or_default();
+    let validated = match validate::validate(&cluster, &context.settings.image) {
+        Ok(validated) => validated,
+        Err(invalid) => {
+            let generation = cluster.metadata.generation;
+            let status = status::refuse(&old, &invalid, generation, Timestamp::now());
+            publish_changes(&cluster, &old, &status, &context).await?;
+            // Only a change of the spec can help, and that wakes this controller up.
+            return Ok(Action::await_change());
+        }
+    };
+    if !cluster.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        apply::set_finalizer(client, &cluster, true).await?;
+    }
+    converge(&cluster, &validated, &observed, &old, &context).await
+}
+
+async fn converge(
+    cluster: &CurveCluster,
+    validated: &ValidatedCluster,
+    observed: &Observed,
+    old: &CurveClusterStatus,
+    context: &Context,
+) -> Result<Action, ReconcileError> {
+    let key = validated.key();
+    let client = &context.client;
+    let authority = credentials::ensure_authority(
+        client,
+        &key.namespace,
+        &key.ca_secret(),
+        observed.secrets.get(&key.ca_secret()),
+        key.labels(),
+    )
+    .await?;
+    let credentials = credentials::gather_credentials(&key, &authority, observed)?;
+    let target = mds_target(validated, &credentials, &observed.pods);
+    let mut engine = ask_engine(context.api.as_ref(), &target).await;
+    if ensure_default_pool(context.api.as_ref(), &target, &engine, observed).await {
+        engine = ask_engine(context.api.as_ref(), &target).await;
+    }
+    let (bindings, shortages) = place(validated, observed);
+    let objects = build_objects(validated, observed, old, &credentials, &engine, &bindings, context);
+    apply::free_released_volumes(client, &observed.volumes).await?;
+    apply::apply(client, objects, &observed.connections).await?;
+    let sets = read_back(client, &key, validated).await?;
+    let now = Timestamp::now();
+    let mut rollout = rollout::plan_rollout(&sets, &observed.pods, &engine, now);
+    if let RolloutStep::Restart { pod } = &rollout {
+        rollout = restart(client, cluster, &key, pod, context).await?;
+    }
+    let inputs = StatusInputs {
+        generation: cluster.metadata.generation,
+        old,
+        stateful_sets: &sets,
+        pods: &observed.pods,
+        shortages: &shortages,
+        engine: &engine,
+        rollout: &rollout,
+        now,
+    };
+    let status = status::summarize(validated, &inputs);
+    publish_changes(cluster, old, &status, context).await?;
+    let settled = status.phase == "Ready" && status.health == "OK";
+    Ok(Action::requeue(if settled { LOOK_AGAIN } else { LOOK_AGAIN_SOON }))
+}
+
+/// Binds pods with local storage to nodes; per set its bindings, and what is missing.
+fn place(validated: &ValidatedCluster, observed: &Observed) -> (Vec<Bindings>, Vec<String>) {
+    let bound_nodes = observed.bound_nodes();
+    let mut shortages = Vec::new();
+    let bindings = validated.sets().map(|set| {
+        if !matches!(set.storage, ValidatedStorage::HostPath { .. }) {
+            return Bindings::new();
+        }
+        let bound = (0..set.count)
+            .filter_map(|ordinal| {
+                let node = bound_nodes.get(&validated.volume_name(set, ordinal))?;
+                Some((ordinal, node.clone()))
+            })
+            .collect();
+        let placement = plan_placement(set, &bound, &observed.nodes);
+        shortages.extend(placement.shortage);
+        placement.bindings
+    });
+    (bindings.collect(), shortages)
+}
+
+fn build_objects(
+    validated: &ValidatedCluster,
+    observed: &Observed,
+    old: &CurveClusterStatus,
+    credentials: &Credentials,
+    engine: &Engine,
+    bindings: &[Bindings],
+    context: &Context,
+) -> ClusterObjects {
+    let hostname = |node: &Node| Some((node.name_any(), node.labels().get(LABEL_HOSTNAME)?.clone()));
+    let cluster_id = match engine {
+        Ok(status) => uuid::Uuid::from_slice(&status.cluster_id).ok().map(|id| id.to_string()),
+        Err(_) => None,
+    };
+    let known = Some(&old.cluster_id).filter(|id| !id.is_empty());
+    let inputs = BuildInputs {
+        credentials,
+        bindings,
+        hostnames: &observed.nodes.iter().filter_map(hostname).collect(),
+        disruptions: health::plan_disruptions(engine, known.is_some()),
+        cluster_id: cluster_id.as_ref().or(known).map(String::as_str),
+        operator_namespace: &context.settings.namespace,
+        family: context.settings.family,
+    };
+    build::build(validated, &inputs)
+}
+
+/// The StatefulSets as they are after `apply`: the rollout must not judge by an older template.
+async fn read_back(
+    client: &Client,
+    key: &ClusterKey,
+    validated: &ValidatedCluster,
+) -> Result<Vec<StatefulSet>, ReconcileError> {
+    let observed = dereference::stateful_sets(client, key).await?;
+    let wanted = validated.sets().map(|set| validated.set_name(set));
+    Ok(wanted
+        .filter_map(|name| observed.iter().find(|set| set.name_any() == name).cloned())
+        .collect())
+}
+
+/// Addresses of the metadata service's pods: they work from anywhere that reaches pods, also
+/// while cluster DNS does not.
+fn mds_target(validated: &ValidatedCluster, credentials: &Credentials, pods: &[Pod]) -> Target {
+    let names: Vec<String> =
+        (0..validated.mds.count).map(|o| validated.pod_name(&validated.mds, o)).collect();
+    let address = |pod: &Pod| {
+        let ip: std::net::IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+        Some(std::net::SocketAddr::new(ip, MDS_GRPC_PORT).to_string())
+    };
+    let endpoints = pods.iter().filter(|pod| names.contains(&pod.name_any())).filter_map(address);
+    Target {
+        key: format!("{} {}", validated.uid, credentials.authority),
+        endpoints: endpoints.collect(),
+        identity: credentials.operator.clone(),
+    }
+}
+
+/// Where the metadata service of `cluster` is, for other controllers.
+pub async fn find_target(
+    cluster: &CurveCluster,
+    context: &Context,
+) -> Result<Target, FindTargetError> {
+    let validated = validate::validate(cluster, &context.settings.image)?;
+    let key = validated.key();
+    let observed =
+        dereference::dereference(&context.client, &key, &context.settings.namespace).await?;
+    let name = key.ca_secret();
+    let secret = observed.secrets.get(&name).ok_or(FindTargetError::NotYet)?;
+    let authority = credentials::read_authority(&name, secret)?;
+    let credentials = credentials::gather_credentials(&key, &authority, &observed)?;
+    let target = mds_target(&validated, &credentials, &observed.pods);
+    if target.endpoints.is_empty() { Err(FindTargetError::NotYet) } else { Ok(target) }
+}
+
+async fn ask_engine(api: &dyn ClusterApi, target: &Target) -> Engine {
+    if target.endpoints.is_empty() {
+        return Err("no mds pod has an address yet".into());
+    }
+    api.status(target).await.map_err(|error| error.to_string())
+}
+
+/// A cluster for which nobody made a pool gets one. Whether one was made just now.
+async fn ensure_default_pool(
+    api: &dyn ClusterApi,
+    target: &Target,
+    engine: &Engine,
+    observed: &Observed,
+) -> bool {
+    let Ok(status) = engine else { return false };
+    if !status.pools.is_empty() || !observed.pools.is_empty() {
+        return false;
+    }
+    let pool = CreatePool {
+        name: DEFAULT_POOL.into(),
+        replicas: curve_types::REPLICAS_MIN,
+        failure_domain: FailureDomain::Host,
+        device_class: String::new(),
+    };
+    let made = api.create_pool(target, &pool).await;
+    if let Err(error) = &made {
+        tracing::warn!(%error, "cannot create the default pool yet");
+    }
+    made.is_ok()
+}
+
+/// Stops one outdated pod, if its disruption budget allows.
+async fn restart(
+    client: &Client,
+    cluster: &CurveCluster,
+    key: &ClusterKey,
+    pod: &str,
+    context: &Context,
+) -> Result<RolloutStep, ReconcileError> {
+    if !apply::evict(client, &key.namespace, pod).await? {
+        let reason = format!("the disruption budget does not let {pod} stop");
+        return Ok(RolloutStep::Wait { reason });
+    }
+    let notice = Notice::normal("RollingUpdate", format!("restarting {pod} with the current spec"));
+    context.publish(&cluster.object_ref(&()), "Reconcile", &[notice]).await;
+    Ok(RolloutStep::Restart { pod: pod.to_owned() })
+}
+
+async fn publish_changes(
+    cluster: &CurveCluster,
+    old: &CurveClusterStatus,
+    new: &CurveClusterStatus,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    apply::update_status(&context.client, cluster, new).await?;
+    let notices = status::plan_events(old, new);
+    context.publish(&cluster.object_ref(&()), "Reconcile", &notices).await;
+    Ok(())
+}
+
+async fn tear_down(
+    cluster: &CurveCluster,
+    key: &ClusterKey,
+    observed: &Observed,
+    context: &Context,
+) -> Result<Action, ReconcileError> {
+    if !cluster.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let (client, namespace) = (&context.client, context.settings.namespace.as_str());
+    let old = cluster.status.clone().unwrap_or_default();
+    let leftovers = teardown::read_leftovers(client, key, &old.cluster_id, namespace).await?;
+    let plan = teardown::plan_teardown(cluster, key, observed, &leftovers);
+    teardown::carry_out(client, key, &plan, namespace, &context.settings.image).await?;
+    if let Some(waiting_for) = &plan.waiting_for {
+        let generation = cluster.metadata.generation;
+        let status = status::deleting(&old, waiting_for, generation, Timestamp::now());
+        publish_changes(cluster, &old, &status, context).await?;
+        return Ok(Action::requeue(LOOK_AGAIN_SOON));
+    }
+    apply::set_finalizer(client, cluster, false).await?;
+    Ok(Action::await_change())
+}

@@ -1,0 +1,208 @@
+//! Makes the API server hold what the build step wants, by server-side apply. Decides nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod, Secret};
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
+use kube::api::{EvictParams, Patch, PatchParams};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use thiserror::Error;
+
+use super::build::ClusterObjects;
+use super::names::{FIELD_MANAGER, FINALIZER, LABEL_CLUSTER, LABEL_CLUSTER_NAMESPACE};
+use crate::crd::{CurveCluster, CurveClusterStatus};
+
+/// The API server refused a change.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    #[error("apply {kind} {name}")]
+    Apply { kind: String, name: String, source: kube::Error },
+    #[error("{kind} {name} belongs to another cluster ({owner}): rename one of the two")]
+    Foreign { kind: String, name: String, owner: String },
+    #[error("free PersistentVolume {name} for its new claim")]
+    Free { name: String, source: kube::Error },
+    #[error("evict pod {name}")]
+    Evict { name: String, source: kube::Error },
+    #[error("write the status of {name}")]
+    Status { name: String, source: kube::Error },
+    #[error("set the finalizer of {name}")]
+    Finalizer { name: String, source: kube::Error },
+}
+
+/// Applies all objects. `connections` are those that exist: an equal one is not sent again, since
+/// there is one per node.
+pub async fn apply(
+    client: &Client,
+    objects: ClusterObjects,
+    connections_there: &BTreeMap<String, Secret>,
+) -> Result<(), ApplyError> {
+    let ClusterObjects {
+        service_accounts,
+        secrets,
+        services,
+        volumes,
+        stateful_sets,
+        disruption_budgets,
+        connections,
+    } = objects;
+    apply_namespaced(client, service_accounts).await?;
+    apply_namespaced(client, secrets).await?;
+    apply_namespaced(client, services).await?;
+    apply_cluster_wide(client, volumes).await?;
+    apply_namespaced(client, disruption_budgets).await?;
+    apply_namespaced(client, stateful_sets).await?;
+    let changed = connections.into_iter().filter(|wanted| {
+        let there = connections_there.get(&wanted.name_any());
+        there.is_none_or(|there| there.data != wanted.data)
+    });
+    let changed: Vec<Secret> = changed.collect();
+    for wanted in &changed {
+        refuse_foreign(client, wanted).await?;
+    }
+    apply_namespaced(client, changed).await
+}
+
+async fn apply_namespaced<K>(client: &Client, objects: Vec<K>) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    K: Clone + Debug + Serialize + DeserializeOwned,
+{
+    for object in objects {
+        let namespace = object.namespace().unwrap_or_default();
+        apply_one(&Api::<K>::namespaced(client.clone(), &namespace), &object).await?;
+    }
+    Ok(())
+}
+
+async fn apply_cluster_wide<K>(client: &Client, objects: Vec<K>) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope>,
+    K: Clone + Debug + Serialize + DeserializeOwned,
+{
+    for object in objects {
+        apply_one(&Api::<K>::all(client.clone()), &object).await?;
+    }
+    Ok(())
+}
+
+async fn apply_one<K>(api: &Api<K>, object: &K) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let name = object.name_any();
+    let manager = PatchParams::apply(FIELD_MANAGER).force();
+    match api.patch(&name, &manager, &Patch::Apply(object)).await {
+        Ok(_) => Ok(()),
+        Err(source) => Err(ApplyError::Apply { kind: K::kind(&()).into_owned(), name, source }),
+    }
+}
+
+/// Names in the operator's namespace are made of two names with a dash in between, so `a-b/c` and
+/// `a/b-c` meet: the second to come is refused instead of taking over.
+async fn refuse_foreign(client: &Client, wanted: &Secret) -> Result<(), ApplyError> {
+    let (name, kind) = (wanted.name_any(), "Secret".to_owned());
+    let api = Api::<Secret>::namespaced(client.clone(), &wanted.namespace().unwrap_or_default());
+    let there = match api.get_opt(&name).await {
+        Ok(Some(there)) => there,
+        Ok(None) => return Ok(()),
+        Err(source) => return Err(ApplyError::Apply { kind, name, source }),
+    };
+    let owner = |secret: &Secret| {
+        [LABEL_CLUSTER_NAMESPACE, LABEL_CLUSTER].map(|label| secret.labels().get(label).cloned())
+    };
+    if owner(&there) == owner(wanted) {
+        return Ok(());
+    }
+    let owner = owner(&there).map(Option::unwrap_or_default).join("/");
+    Err(ApplyError::Foreign { kind, name, owner })
+}
+
+/// Makes local volumes whose claim was deleted ready for the claim of the same name that comes
+/// next: this is how a cluster that is created again finds its data.
+pub async fn free_released_volumes(
+    client: &Client,
+    volumes: &[PersistentVolume],
+) -> Result<(), ApplyError> {
+    let api = Api::<PersistentVolume>::all(client.clone());
+    for volume in volumes {
+        let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+        if phase != Some("Released") {
+            continue;
+        }
+        let name = volume.name_any();
+        // The claim's identity, not its name: whoever recreates the claim shall have the volume.
+        let patch = json!({
+            "metadata": {"resourceVersion": volume.resource_version()},
+            "spec": {"claimRef": {"uid": null, "resourceVersion": null}},
+        });
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .map_err(|source| ApplyError::Free { name, source })?;
+    }
+    Ok(())
+}
+
+/// Asks for a pod to be stopped. Whether the disruption budget allowed it.
+pub async fn evict(client: &Client, namespace: &str, name: &str) -> Result<bool, ApplyError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match pods.evict(name, &EvictParams::default()).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 429 => Ok(false),
+        Err(source) => Err(ApplyError::Evict { name: name.into(), source }),
+    }
+}
+
+/// Writes the status if it differs from what is there.
+pub async fn update_status(
+    client: &Client,
+    cluster: &CurveCluster,
+    status: &CurveClusterStatus,
+) -> Result<(), ApplyError> {
+    if cluster.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    let name = cluster.name_any();
+    let patch = json!({
+        "apiVersion": CurveCluster::api_version(&()),
+        "kind": CurveCluster::kind(&()),
+        "metadata": {"name": name, "uid": cluster.uid()},
+        "status": status,
+    });
+    api_of(client, cluster)
+        .patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(patch))
+        .await
+        .map(drop)
+        .map_err(|source| ApplyError::Status { name, source })
+}
+
+/// Sets or removes the finalizer. It has a field manager of its own, so that neither touches
+/// what another controller or a person has set.
+pub async fn set_finalizer(
+    client: &Client,
+    cluster: &CurveCluster,
+    present: bool,
+) -> Result<(), ApplyError> {
+    let name = cluster.name_any();
+    let finalizers: &[&str] = if present { &[FINALIZER] } else { &[] };
+    let patch = json!({
+        "apiVersion": CurveCluster::api_version(&()),
+        "kind": CurveCluster::kind(&()),
+        // With its uid the patch can never bring a deleted object back.
+        "metadata": {"name": name, "uid": cluster.uid(), "finalizers": finalizers},
+    });
+    let manager = PatchParams::apply("curve-operator-finalizer").force();
+    match api_of(client, cluster).patch(&name, &manager, &Patch::Apply(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if !present && status.code == 404 => Ok(()),
+        Err(source) => Err(ApplyError::Finalizer { name, source }),
+    }
+}
+
+fn api_of(client: &Client, cluster: &CurveCluster) -> Api<CurveCluster> {
+    Api::namespaced(client.clone(), &cluster.namespace().unwrap_or_default())
+}

@@ -1,0 +1,69 @@
+//! Local volumes: a directory of a node as a PersistentVolume that only one pod's claim can take.
+//!
+//! It is of type `hostPath`, which may make its directory, with the node affinity of a `local`
+//! volume, which may not. The scheduler honours the affinity of either.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use serde_json::json;
+
+use crate::cluster::names::{ANNOTATION_NODE, LABEL_HOSTNAME};
+use crate::cluster::placement::Bindings;
+use crate::cluster::validate::{ValidatedCluster, ValidatedSet, ValidatedStorage};
+use crate::object::typed;
+
+/// A volume for every bound ordinal of every set with local storage.
+pub fn build_volumes(
+    cluster: &ValidatedCluster,
+    bindings: &[Bindings],
+    hostnames: &BTreeMap<String, String>,
+) -> Vec<PersistentVolume> {
+    let mut volumes = Vec::new();
+    for (set, bound) in cluster.sets().zip(bindings) {
+        let ValidatedStorage::HostPath { path, .. } = &set.storage else { continue };
+        for (ordinal, node) in bound {
+            // The label of a node that is gone for now is not known; by convention it is its name.
+            let hostname = hostnames.get(node).unwrap_or(node);
+            volumes.push(build_volume(cluster, set, *ordinal, path, node, hostname));
+        }
+    }
+    volumes
+}
+
+fn build_volume(
+    cluster: &ValidatedCluster,
+    set: &ValidatedSet,
+    ordinal: u32,
+    path: &str,
+    node: &str,
+    hostname: &str,
+) -> PersistentVolume {
+    let directory =
+        format!("{path}/{}/{}", cluster.key().host_directory(), cluster.pod_name(set, ordinal));
+    typed(json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {
+            "name": cluster.volume_name(set, ordinal),
+            "labels": cluster.set_labels(set),
+            "annotations": {ANNOTATION_NODE: node},
+        },
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": set.storage.size().0.to_string()},
+            "volumeMode": "Filesystem",
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": directory, "type": "DirectoryOrCreate"},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": cluster.namespace,
+                "name": cluster.claim_name(set, ordinal),
+            },
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": LABEL_HOSTNAME, "operator": "In", "values": [hostname]},
+            ]}]}},
+        },
+    }))
+}

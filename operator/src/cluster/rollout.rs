@@ -1,0 +1,147 @@
+//! Decides which pod to restart next after a change of the spec. Pure.
+//!
+//! One pod at a time, the next only when every pod is ready and the cluster is whole again. A pod
+//! that cannot start (image missing, crash loop) is replaced at once: it serves nothing, and
+//! waiting for it would make a mistake in the spec impossible to correct.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+
+use super::health::{self, Engine};
+
+/// Time between a pod's becoming ready and the next restart. Longer than the metadata service
+/// takes to notice a silent chunkserver, so that its "whole" is not a view from before.
+const SETTLE: SignedDuration = SignedDuration::from_secs(15);
+const REVISION_LABEL: &str = "controller-revision-hash";
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RolloutStep {
+    /// Every pod runs the current spec.
+    Done,
+    /// Evict this pod; its StatefulSet starts it anew.
+    Restart { pod: String },
+    /// Some pods are outdated, and nothing may be restarted yet.
+    Wait { reason: String },
+}
+
+/// The next step for the pods of `sets`, which come in the order of update.
+pub fn plan_rollout(
+    sets: &[StatefulSet],
+    pods: &[Pod],
+    engine: &Engine,
+    now: Timestamp,
+) -> RolloutStep {
+    let views: Vec<PodView> = sets.iter().flat_map(|set| views(set, pods)).collect();
+    if sets.iter().any(|set| !is_observed(set)) {
+        return wait("the StatefulSets are being updated");
+    }
+    let mut outdated: Vec<&PodView> = views.iter().filter(|pod| !pod.updated).collect();
+    if outdated.is_empty() {
+        return RolloutStep::Done;
+    }
+    if let Some(pod) = outdated.iter().find(|pod| pod.stuck && !pod.terminating) {
+        return RolloutStep::Restart { pod: pod.name.clone() };
+    }
+    let status = match engine {
+        Ok(status) => status,
+        Err(error) => return wait(format!("the metadata service does not answer: {error}")),
+    };
+    if let Some(reason) = health::reason_not_to_stop(status) {
+        return wait(reason);
+    }
+    let replaced = health::replaced(status);
+    if let Some(reason) = views.iter().find_map(|pod| pod.unsettled(&replaced, now)) {
+        return wait(reason);
+    }
+    // The leader of the metadata service last: each restart of a leader costs an election.
+    let leader = status.mds.iter().find(|mds| mds.leader).map(|mds| mds.name.as_str());
+    outdated.sort_by_key(|pod| (pod.order, leader == Some(pod.name.as_str())));
+    RolloutStep::Restart { pod: outdated[0].name.clone() }
+}
+
+/// Names of pods of `set` that run its current revision.
+pub fn updated_pods(set: &StatefulSet, pods: &[Pod]) -> usize {
+    views(set, pods).iter().filter(|pod| pod.updated && !pod.terminating).count()
+}
+
+fn wait(reason: impl Into<String>) -> RolloutStep {
+    RolloutStep::Wait { reason: reason.into() }
+}
+
+struct PodView {
+    name: String,
+    /// Name of the set for sorting: the metadata service before chunkservers.
+    order: bool,
+    updated: bool,
+    terminating: bool,
+    stuck: bool,
+    ready_since: Option<Timestamp>,
+}
+
+impl PodView {
+    fn unsettled(&self, replaced: &BTreeSet<String>, now: Timestamp) -> Option<String> {
+        if replaced.contains(&self.name) {
+            return None;
+        }
+        match self.ready_since {
+            _ if self.terminating => Some(format!("{} is stopping", self.name)),
+            None => Some(format!("{} is not ready", self.name)),
+            Some(since) if now.duration_since(since) < SETTLE => {
+                Some(format!("{} has just become ready", self.name))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// Whether the StatefulSet controller has seen the current template.
+fn is_observed(set: &StatefulSet) -> bool {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation);
+    observed.is_some() && observed >= set.metadata.generation
+}
+
+fn views(set: &StatefulSet, pods: &[Pod]) -> Vec<PodView> {
+    let revision = set.status.as_ref().and_then(|status| status.update_revision.as_ref());
+    let mine = pods.iter().filter(|pod| {
+        pod.owner_references().iter().any(|owner| Some(&owner.uid) == set.metadata.uid.as_ref())
+    });
+    let view = |pod: &Pod| PodView {
+        name: pod.name_any(),
+        order: set.labels().contains_key(super::names::LABEL_NODE_SET),
+        updated: pod.labels().get(REVISION_LABEL) == revision,
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        stuck: is_stuck(pod),
+        ready_since: ready_since(pod),
+    };
+    let mut views: Vec<PodView> = mine.map(view).collect();
+    views.sort_by(|a, b| a.name.cmp(&b.name));
+    views
+}
+
+/// When the pod became ready, if it is.
+pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.find(|c| c.type_ == "Ready" && c.status == "True")?;
+    Some(ready.last_transition_time.as_ref().map_or(Timestamp::MIN, |time| time.0))
+}
+
+/// Whether a container waits for something that will not come by itself.
+fn is_stuck(pod: &Pod) -> bool {
+    let containers =
+        pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
+    let stuck = ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CrashLoopBackOff"];
+    let refused = ["ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"];
+    let unscheduled = pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(
+        |c| c.type_ == "PodScheduled" && c.status == "False",
+    );
+    unscheduled || waiting.into_iter().any(|r| stuck.contains(&r) || refused.contains(&r))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! `CurvePool`: a set of copysets with a replica count and a failure domain.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A pool of a cluster in the same namespace. Its name is this object's name.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[kube(
+    group = "curve.io",
+    version = "v1alpha1",
+    kind = "CurvePool",
+    doc = "A pool of a Curve storage cluster.",
+    namespaced,
+    status = "CurvePoolStatus",
+    derive = "PartialEq",
+    category = "curve",
+    printcolumn(name = "CLUSTER", type_ = "string", json_path = ".spec.cluster"),
+    printcolumn(name = "PHASE", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "REPLICAS", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(name = "DOMAIN", type_ = "string", json_path = ".spec.failureDomain"),
+    printcolumn(name = "CAPACITY", type_ = "string", json_path = ".status.capacity"),
+    printcolumn(name = "PROVISIONED", type_ = "string", json_path = ".status.provisioned"),
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new(
+        "self.metadata.name.size() <= 40 && \
+         self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')"
+    ).message("metadata.name must be a DNS label of at most 40 characters"),
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("self == oldSelf")
+        .message("a pool is fixed at creation: make another one and move the volumes"),
+)]
+pub struct CurvePoolSpec {
+    /// The CurveCluster, in the same namespace.
+    #[schemars(length(min = 1, max = 30))]
+    pub cluster: String,
+
+    /// Copies of all data.
+    #[serde(default = "CurvePoolSpec::default_replicas")]
+    #[schemars(range(max = 7))]
+    #[x_kube(validation = Rule::new("self >= 3").message(
+        "replicas must be 3 or more: with two, the loss of one leaves no majority"
+    ))]
+    pub replicas: i32,
+
+    /// What no two copies may share.
+    #[serde(default)]
+    pub failure_domain: FailureDomain,
+
+    /// Only devices of this class; any if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub device_class: Option<String>,
+}
+
+impl CurvePoolSpec {
+    const fn default_replicas() -> i32 {
+        3
+    }
+}
+
+/// What no two copies of the same data may share.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureDomain {
+    /// A node.
+    #[default]
+    Host,
+    /// A zone (`topology.kubernetes.io/zone`).
+    Zone,
+}
+
+/// What the operator last saw.
+#[derive(JsonSchema, Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CurvePoolStatus {
+    /// Pending, Ready, Failed or Deleting.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// Bytes that volumes may have in all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub capacity: String,
+    /// Sum of the sizes of all volumes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub provisioned: String,
+    /// Raft groups that hold the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copysets: Option<u32>,
+    /// Generation of the spec that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["type"]
+    ))]
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,164 @@
+//! The Helm chart, rendered by helm itself: `$CURVE_HELM`, or `helm` of the PATH. Without helm
+//! these tests pass with a word on stderr, unless `CURVE_REQUIRE_HELM=1`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").join("charts/curve")
+}
+
+/// Runs helm, or nothing if there is none.
+fn helm(args: &[&str]) -> Option<Output> {
+    let program = std::env::var("CURVE_HELM").unwrap_or_else(|_| "helm".into());
+    match Command::new(&program).args(args).output() {
+        Ok(output) => Some(output),
+        Err(error) if std::env::var("CURVE_REQUIRE_HELM").as_deref() == Ok("1") => {
+            panic!("run {program}: {error}")
+        }
+        Err(error) => {
+            eprintln!("skipped: run {program}: {error}");
+            None
+        }
+    }
+}
+
+/// The rendered objects with these `--set` values.
+fn render(values: &[&str]) -> Option<Result<Vec<Value>, String>> {
+    let chart = chart();
+    let mut args = vec!["template", "curve", chart.to_str().expect("UTF-8")];
+    args.extend(["--namespace", "curve-system", "--include-crds"]);
+    args.extend(values.iter().flat_map(|value| ["--set", value]));
+    let output = helm(&args)?;
+    if !output.status.success() {
+        return Some(Err(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let documents = serde_yaml::Deserializer::from_str(&text);
+    let objects = documents.map(|document| Value::deserialize(document).expect("YAML"));
+    Some(Ok(objects.filter(|object| !object.is_null()).collect()))
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = objects.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+/// All containers with the pod template that they belong to.
+fn containers(objects: &[Value]) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for object in objects {
+        let containers = &object["spec"]["template"]["spec"]["containers"];
+        for container in containers.as_array().into_iter().flatten() {
+            let pod = object["metadata"]["name"].as_str().unwrap_or_default();
+            let name = container["name"].as_str().unwrap_or_default();
+            found.push((format!("{pod}/{name}"), container.clone()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_chart_passes_lint() {
+    let chart = chart();
+    let Some(output) = helm(&["lint", "--strict", chart.to_str().expect("UTF-8")]) else { return };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_component_is_there() {
+    let Some(objects) = render(&[]) else { return };
+    let objects = objects.expect("renders");
+    for (kind, name) in [
+        ("CustomResourceDefinition", "curveclusters.curve.io"),
+        ("CustomResourceDefinition", "curvepools.curve.io"),
+        ("Deployment", "curve-operator"),
+        ("Deployment", "curve-csi-controller"),
+        ("DaemonSet", "curve-csi-node"),
+        ("DaemonSet", "curve-agent"),
+        ("CSIDriver", "block.csi.curve.io"),
+        ("StorageClass", "curve-block"),
+    ] {
+        find(&objects, kind, name);
+    }
+    let class = find(&objects, "StorageClass", "curve-block");
+    assert_eq!(class["parameters"]["cluster"], "curve/demo");
+    assert_eq!(class["allowVolumeExpansion"], true);
+    let operator = &find(&objects, "Deployment", "curve-operator")["spec"];
+    assert_eq!(operator["replicas"], 2);
+}
+
+#[test]
+fn only_what_touches_the_node_is_privileged() {
+    let Some(objects) = render(&[]) else { return };
+    for (name, container) in containers(&objects.expect("renders")) {
+        let context = &container["securityContext"];
+        assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
+        if ["curve-agent/agent", "curve-csi-node/driver"].contains(&name.as_str()) {
+            assert_eq!(context["privileged"], true, "{name}");
+        } else {
+            assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(context["runAsNonRoot"], true, "{name}");
+            assert_eq!(context["capabilities"]["drop"][0], "ALL", "{name}");
+        }
+    }
+}
+
+#[test]
+fn no_role_has_wildcards_and_secrets_are_listed_in_one_namespace_only() {
+    let Some(objects) = render(&[]) else { return };
+    for object in objects.expect("renders") {
+        let name = &object["metadata"]["name"];
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            assert!(!rule.to_string().contains("\"*\""), "{name}: {rule}");
+            let mentions = |key: &str, word: &str| {
+                rule[key].as_array().is_some_and(|words| words.iter().any(|w| w == word))
+            };
+            if object["kind"] == "ClusterRole" && mentions("resources", "secrets") {
+                assert_eq!(name, "curve-operator");
+                assert!(!mentions("verbs", "list") && !mentions("verbs", "watch"), "{rule}");
+            }
+        }
+    }
+}
+
+#[test]
+fn values_reach_the_objects() {
+    let values = [
+        "image.repository=registry.example/curve",
+        "image.tag=v9",
+        "sidecars.registry=localhost",
+        "storageClass.cluster=prod/main",
+        "csi.kubeletDir=/data/kubelet",
+    ];
+    let Some(objects) = render(&values) else { return };
+    let objects = objects.expect("renders");
+    for (name, container) in containers(&objects) {
+        let image = container["image"].as_str().unwrap_or_default();
+        let ours = image == "registry.example/curve:v9";
+        let sidecar = image.starts_with("localhost/csi-");
+        assert!(ours || sidecar, "{name}: {image}");
+    }
+    let class = find(&objects, "StorageClass", "curve-block");
+    assert_eq!(class["parameters"]["cluster"], "prod/main");
+    let node = find(&objects, "DaemonSet", "curve-csi-node").to_string();
+    assert!(node.contains("/data/kubelet/plugins_registry") && !node.contains("/var/lib/kubelet"));
+}
+
+#[test]
+fn a_value_that_does_not_exist_is_refused() {
+    for value in ["operator.replica=2", "storageClass.cluster=demo", "csi.kubeletDir=relative"] {
+        let Some(rendered) = render(&[value]) else { return };
+        assert!(rendered.is_err(), "{value}");
+    }
+}
+
+#[test]
+fn the_storage_class_can_be_left_out() {
+    let Some(objects) = render(&["storageClass.create=false"]) else { return };
+    assert!(objects.expect("renders").iter().all(|object| object["kind"] != "StorageClass"));
+}
