@@ -1,0 +1,234 @@
+//! The leader's loop: forms the cluster, runs the planners, carries out what they return, and
+//! tells those who watch. Runs in every MDS and rests while another leads.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use curve_types::{CopysetId, DeviceId, VolumeId};
+use curve_wire::proto;
+use tokio::task::JoinSet;
+use tonic::Status;
+
+use crate::chunkservers::{self, FenceError};
+use crate::log::{self, WireId, command::Kind, ids_to_wire};
+use crate::membership;
+use crate::metrics::Metrics;
+use crate::node::{Node, not_found};
+use crate::plan::{device_map, plan};
+use crate::state::Copyset;
+use crate::view::Scene;
+
+/// Between two looks when nothing wakes the loop.
+const TICK: Duration = Duration::from_millis(500);
+/// After a step that failed, so that a group without a quorum is not asked in a circle.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Volumes whose copysets are told something at a time, beside attachments that wait for it.
+const VOLUMES_IN_FLIGHT_MAX: usize = 8;
+
+/// Runs until dropped.
+pub async fn lead(node: Arc<Node>, metrics: Arc<Metrics>) {
+    let mut leadership = node.group.leadership();
+    loop {
+        let now = *leadership.borrow_and_update();
+        if now.is_leader {
+            tracing::info!(term = now.term, "leading");
+            serve_term(&node, now.term, &metrics).await;
+            node.end_serving();
+            metrics.on_follower();
+            tracing::info!(term = now.term, "no longer leading");
+        } else if leadership.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns when the term is over.
+async fn serve_term(node: &Arc<Node>, term: u64, metrics: &Metrics) {
+    let mut leadership = node.group.leadership();
+    let over = |now: &curve_raft::Leadership| !now.is_leader || now.term != term;
+    tokio::select! {
+        _ = leadership.wait_for(over) => {}
+        () = serve_as_leader(node, term, metrics) => {}
+    }
+}
+
+async fn serve_as_leader(node: &Arc<Node>, term: u64, metrics: &Metrics) {
+    loop {
+        let ready = match node.group.read_barrier().await {
+            Ok(()) if node.state.read().cluster.is_none() => membership::form_cluster(node).await,
+            Ok(()) => break,
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        };
+        if let Err(status) = ready {
+            tracing::info!(error = status.message(), "not ready to lead yet");
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+    for (name, id) in &node.state.read().members {
+        node.peers.learn(*id, name);
+    }
+    node.begin_serving(term);
+    let errands = Errands::default();
+    let mut versions = 0u64;
+    loop {
+        step(node, &errands).await;
+        versions += 1;
+        publish_topology(node, term << 32 | versions);
+        node.look(|scene| metrics.on_leader(term, scene));
+        tokio::select! {
+            () = node.wake.notified() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+}
+
+async fn step(node: &Arc<Node>, errands: &Errands) {
+    let due = node.look(plan);
+    {
+        let state = node.state.read();
+        node.view().retain_known(&state);
+    }
+    for command in due.commands {
+        announce(&command);
+        if let Err(status) = node.command(command).await {
+            tracing::warn!(error = status.message(), "a planned step was not carried out");
+        }
+    }
+    for volume in due.fences {
+        errands.start(node, volume, Errand::Fence);
+    }
+    for volume in due.deletions {
+        errands.start(node, volume, Errand::Delete);
+    }
+}
+
+/// A person who reads the log later wants to know why data moved.
+fn announce(command: &Kind) {
+    let id = |raw: &[u8]| DeviceId::from_wire(raw).unwrap_or_default();
+    match command {
+        Kind::AddCopysets(add) => {
+            tracing::info!(pool = add.pool, copysets = add.placements.len(), "dividing a pool");
+        }
+        Kind::RecreateCopyset(recreate) => {
+            tracing::warn!(copyset = recreate.copyset, "starting over with an unformed copyset");
+        }
+        Kind::BeginReplacement(log::Replacement { copyset, remove, add }) => {
+            let (remove, add) = (id(remove), id(add));
+            tracing::warn!(copyset, %remove, %add, "re-creating a replica");
+        }
+        Kind::AbandonReplacement(log::Replacement { copyset, add, .. }) => {
+            tracing::warn!(copyset, add = %id(add), "giving up a replica's re-creation");
+        }
+        Kind::ObserveMembership(log::ObservedMembership { copyset, .. }) => {
+            tracing::info!(copyset, "replicas changed");
+        }
+        Kind::ForgetDevice(device) => tracing::info!(device = %id(device), "forgetting a device"),
+        _ => {}
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Errand {
+    Fence,
+    Delete,
+}
+
+/// Work for volumes that nobody waits for, at most one per volume. What fails is planned again.
+#[derive(Default)]
+struct Errands {
+    running: Arc<Mutex<BTreeSet<VolumeId>>>,
+    /// Stops them when the term ends.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Errands {
+    fn start(&self, node: &Arc<Node>, volume: VolumeId, errand: Errand) {
+        let mut running = self.running.lock().expect("no panic while held");
+        if running.len() >= VOLUMES_IN_FLIGHT_MAX || !running.insert(volume) {
+            return;
+        }
+        let (node, running) = (node.clone(), self.running.clone());
+        let mut tasks = self.tasks.lock().expect("no panic while held");
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let done = match errand {
+                Errand::Fence => finish_fence(&node, volume).await,
+                Errand::Delete => finish_deletion(&node, volume).await,
+            };
+            if let Err(status) = done {
+                tracing::warn!(%volume, error = status.message(), "will be tried again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            running.lock().expect("no panic while held").remove(&volume);
+            node.wake.notify_one();
+        });
+    }
+}
+
+/// Sees to it that every copyset of the volume enforces the newest epoch, and records that.
+pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
+    let (epoch, fenced) = {
+        let state = node.state.read();
+        let found = state.volumes.get(&volume).ok_or_else(|| not_found("volume", volume))?;
+        (found.epoch, found.fenced_epoch)
+    };
+    if fenced < epoch {
+        chunkservers::fence(node, volume, epoch).await.map_err(fence_status)?;
+        let fenced = log::Fenced { volume_id: volume.to_wire(), epoch: epoch.0 };
+        node.command(Kind::Fenced(fenced)).await?;
+    }
+    Ok(())
+}
+
+async fn finish_deletion(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
+    chunkservers::delete(node, volume).await.map_err(fence_status)?;
+    node.command(Kind::ForgetVolume(volume.to_wire())).await?;
+    tracing::info!(%volume, "dropped a deleted volume's chunks");
+    Ok(())
+}
+
+fn fence_status(error: FenceError) -> Status {
+    match error {
+        FenceError::Gone(_) => Status::not_found(error.to_string()),
+        FenceError::Deadline { .. } => Status::unavailable(error.to_string()),
+        FenceError::Refused { .. } => Status::internal(error.to_string()),
+    }
+}
+
+/// Sends the topology to those who watch, if it is another than they have.
+fn publish_topology(node: &Node, version: u64) {
+    let new = node.look(|scene| topology(scene, version));
+    node.topology.send_if_modified(|current| {
+        let known = current.as_ref().map_or(0, |current| current.version);
+        let same = current.as_deref()
+            == Some(&proto::Topology { version: known, ..new.clone() });
+        if !same {
+            *current = Some(Arc::new(new.clone()));
+        }
+        !same
+    });
+}
+
+fn topology(scene: Scene<'_>, version: u64) -> proto::Topology {
+    let state = scene.state;
+    let copysets = state.copysets.iter().filter(|(_, copyset)| copyset.active);
+    let info = |(id, copyset): (&CopysetId, &Copyset)| proto::CopysetInfo {
+        id: id.0,
+        pool: copyset.pool.0,
+        shard_first: copyset.shards.first,
+        shard_end: copyset.shards.end,
+        voters: ids_to_wire(&copyset.voters),
+        leader: scene
+            .view
+            .leader_of(*id, scene.now)
+            .map(|(leader, _)| leader.to_wire())
+            .unwrap_or_default(),
+    };
+    proto::Topology {
+        version,
+        cluster_id: state.cluster.as_ref().map(|c| c.id.to_wire()).unwrap_or_default(),
+        devices: Some(device_map(state)),
+        copysets: copysets.map(info).collect(),
+    }
+}

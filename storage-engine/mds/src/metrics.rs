@@ -1,0 +1,96 @@
+//! The MDS's metrics. Set by the leader's loop; a follower shows that it follows and nothing else,
+//! so that sums over processes are right.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::view::{Condition, Scene};
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct PoolLabel {
+    pool: String,
+}
+
+type Bytes = Gauge<u64, AtomicU64>;
+
+#[derive(Default)]
+pub struct Metrics {
+    leader: Gauge,
+    term: Gauge,
+    chunkservers: Family<StateLabel, Gauge>,
+    copysets: Family<StateLabel, Gauge>,
+    volumes: Family<StateLabel, Gauge>,
+    pool_capacity: Family<PoolLabel, Bytes>,
+    pool_provisioned: Family<PoolLabel, Bytes>,
+}
+
+impl Metrics {
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("curve_mds");
+        registry.register("leader", "1 at the leader", self.leader.clone());
+        registry.register("term", "Raft term, at the leader", self.term.clone());
+        registry.register("chunkservers", "Chunkservers by state", self.chunkservers.clone());
+        registry.register("copysets", "Copysets by state", self.copysets.clone());
+        registry.register("volumes", "Volumes by state", self.volumes.clone());
+        let capacity = self.pool_capacity.clone();
+        let help = "Bytes that the volumes of a pool may have in all";
+        registry.register_with_unit("pool_capacity", help, Unit::Bytes, capacity);
+        let provisioned = self.pool_provisioned.clone();
+        let help = "Sum of the sizes of a pool's volumes";
+        registry.register_with_unit("pool_provisioned", help, Unit::Bytes, provisioned);
+    }
+
+    pub fn on_follower(&self) {
+        self.leader.set(0);
+        self.term.set(0);
+        self.chunkservers.clear();
+        self.copysets.clear();
+        self.volumes.clear();
+        self.pool_capacity.clear();
+        self.pool_provisioned.clear();
+    }
+
+    pub fn on_leader(&self, term: u64, scene: Scene<'_>) {
+        self.leader.set(1);
+        self.term.set(i64::try_from(term).unwrap_or(i64::MAX));
+        let state = scene.state;
+        let current = || state.devices.iter().filter(|(_, device)| !device.superseded);
+        let up = current().filter(|(id, _)| scene.is_up(**id)).count();
+        set(&self.chunkservers, "up", up);
+        set(&self.chunkservers, "down", current().count() - up);
+
+        let conditions = || {
+            let all = state.copysets.iter();
+            all.map(|(id, copyset)| scene.view.condition(*id, copyset, scene.now))
+        };
+        let count = |wanted: fn(&Condition) -> bool| conditions().filter(wanted).count();
+        set(&self.copysets, "whole", count(|c| *c == Condition::Whole));
+        set(&self.copysets, "degraded", count(|c| matches!(c, Condition::Degraded { .. })));
+        set(&self.copysets, "unavailable", count(|c| *c == Condition::Unavailable));
+
+        let volumes = || state.volumes.values();
+        let attached = volumes().filter(|volume| !volume.sessions.is_empty()).count();
+        let deleting = volumes().filter(|volume| volume.deleting).count();
+        set(&self.volumes, "attached", attached);
+        set(&self.volumes, "deleting", deleting);
+        set(&self.volumes, "idle", volumes().count() - attached - deleting);
+        for (id, pool) in &state.pools {
+            let label = PoolLabel { pool: pool.name.clone() };
+            self.pool_capacity.get_or_create(&label).set(state.logical_capacity(*id));
+            self.pool_provisioned.get_or_create(&label).set(state.provisioned(*id));
+        }
+    }
+}
+
+fn set(family: &Family<StateLabel, Gauge>, state: &'static str, count: usize) {
+    family.get_or_create(&StateLabel { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+}

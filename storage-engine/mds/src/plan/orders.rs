@@ -1,0 +1,124 @@
+//! What a device is told in answer to its heartbeat. Computed afresh each time from what is known,
+//! so that an order that was lost or refused comes again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use curve_types::{CopysetId, DeviceId};
+use curve_wire::proto;
+
+use crate::log::{WireId, ids_to_wire};
+use crate::state::{Copyset, State};
+use crate::view::{Report, Scene};
+
+/// A device must have been up for so long before leadership is moved to it: one that keeps falling
+/// over should not take its copysets along.
+const STEADY: Duration = Duration::from_secs(20);
+
+/// `term` is that of this MDS leader; replicas refuse orders of an older one.
+pub fn heartbeat_response(
+    scene: Scene<'_>,
+    device: DeviceId,
+    known_topology: u64,
+    term: u64,
+) -> proto::HeartbeatResponse {
+    let state = scene.state;
+    let mut response = proto::HeartbeatResponse {
+        devices: (state.device_map_version > known_topology).then(|| device_map(state)),
+        ..Default::default()
+    };
+    for (id, copyset) in state.copysets_on(device) {
+        let forms = !copyset.active && copyset.voters.contains(&device);
+        response.host.push(proto::HostCopyset {
+            copyset: id.0,
+            pool: copyset.pool.0,
+            initialize: if forms { ids_to_wire(&copyset.voters) } else { Vec::new() },
+        });
+    }
+    let Some(seen) = scene.view.devices.get(&device) else { return response };
+    for (id, report) in &seen.replicas {
+        let copyset = state.copysets.get(id).filter(|copyset| copyset.is_on(device));
+        let Some(copyset) = copyset else {
+            response.drop.push(id.0);
+            continue;
+        };
+        let leads = scene.view.leader_of(*id, scene.now).is_some_and(|(leader, _)| leader == device);
+        if !leads {
+            continue;
+        }
+        if let Some(change) = plan_change(*id, copyset, report, term) {
+            response.changes.push(change);
+        } else if response.transfers.is_empty() {
+            // One at a time: each costs its copyset a moment without a leader.
+            response.transfers.extend(plan_transfer(scene, *id, copyset, device, report));
+        }
+    }
+    response
+}
+
+/// The next step towards the wanted members, given what the leader reports.
+fn plan_change(
+    id: CopysetId,
+    copyset: &Copyset,
+    report: &Report,
+    term: u64,
+) -> Option<proto::ChangeMembership> {
+    let reported: BTreeSet<_> = report.voters.iter().copied().collect();
+    let known: BTreeSet<_> = copyset.voters.iter().copied().collect();
+    if reported != known {
+        // A change is on its way or not yet taken over.
+        return None;
+    }
+    let order = |voters: Vec<DeviceId>, learners: Vec<DeviceId>| {
+        Some(proto::ChangeMembership {
+            copyset: id.0,
+            mds_term: term,
+            expected_config_index: report.config_index,
+            add_learners: ids_to_wire(&learners),
+            voters: ids_to_wire(&voters),
+        })
+    };
+    match copyset.joining {
+        Some(joining) if !report.learners.contains(&joining.add) => {
+            order(Vec::new(), vec![joining.add])
+        }
+        Some(joining) if report.caught_up.contains(&joining.add) => {
+            let exchange = |voter: &DeviceId| match *voter == joining.remove {
+                true => joining.add,
+                false => *voter,
+            };
+            order(copyset.voters.iter().map(exchange).collect(), Vec::new())
+        }
+        Some(_) => None,
+        // A move was given up: its learner must go.
+        None if !report.learners.is_empty() => order(copyset.voters.clone(), Vec::new()),
+        None => None,
+    }
+}
+
+/// Leadership goes back to where it was planned once that device is steady.
+fn plan_transfer(
+    scene: Scene<'_>,
+    id: CopysetId,
+    copyset: &Copyset,
+    leader: DeviceId,
+    report: &Report,
+) -> Option<proto::TransferLeader> {
+    let to = *copyset.voters.first()?;
+    let steady = scene.is_up(to)
+        && scene.view.devices.get(&to).is_some_and(|seen| scene.now - seen.up_since >= STEADY);
+    let due = to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
+    (due && steady && !scene.is_out(to))
+        .then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+}
+
+/// Addresses of all devices.
+pub fn device_map(state: &State) -> proto::DeviceMap {
+    let address = |(id, device): (&DeviceId, &crate::state::Device)| proto::DeviceAddress {
+        device_id: id.to_wire(),
+        address: device.address.clone(),
+        name: device.name.clone(),
+    };
+    let devices = state.devices.iter().map(address).collect();
+    proto::DeviceMap { version: state.device_map_version, devices }
+}

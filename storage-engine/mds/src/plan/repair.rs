@@ -1,0 +1,123 @@
+//! Keeps every copyset at its number of replicas: takes over what leaders report, moves replicas
+//! off devices that are gone, one replica of a copyset at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use curve_types::{CopysetId, DeviceId};
+
+use super::placement::Load;
+use crate::log::{self, WireId, command::Kind, ids_to_wire};
+use crate::state::{Copyset, Joining};
+use crate::view::Scene;
+
+/// Replicas that one device receives at a time. Repair must leave room for clients.
+const INCOMING_MAX: usize = 2;
+
+/// What leaders report and the state does not know yet.
+pub fn plan_observations(scene: Scene<'_>) -> Vec<Kind> {
+    let mut formed = Vec::new();
+    let mut commands = Vec::new();
+    for (id, copyset) in &scene.state.copysets {
+        let Some((_, report)) = scene.view.leader_of(*id, scene.now) else { continue };
+        if !copyset.active {
+            formed.push(id.0);
+        }
+        let reported: BTreeSet<_> = report.voters.iter().collect();
+        let known: BTreeSet<_> = copyset.voters.iter().collect();
+        if !reported.is_empty() && reported != known && report.config_index > copyset.config_index {
+            commands.push(Kind::ObserveMembership(log::ObservedMembership {
+                copyset: id.0,
+                config_index: report.config_index,
+                voters: ids_to_wire(&report.voters),
+            }));
+        }
+    }
+    if !formed.is_empty() {
+        commands.push(Kind::ActivateCopysets(log::CopysetIds { ids: formed }));
+    }
+    commands
+}
+
+/// Begins moving replicas off devices that are out, and gives up moves that have no point any more.
+pub fn plan_replacements(scene: Scene<'_>) -> Vec<Kind> {
+    let mut commands = Vec::new();
+    let mut incoming: BTreeMap<DeviceId, usize> = BTreeMap::new();
+    for (id, copyset) in &scene.state.copysets {
+        let Some(joining) = copyset.joining else { continue };
+        if is_pointless(scene, joining) {
+            commands.push(Kind::AbandonReplacement(replacement(*id, joining)));
+        } else {
+            *incoming.entry(joining.add).or_default() += 1;
+        }
+    }
+    let mut load = Load::of(scene);
+    let at_rest = |(_, copyset): &(&CopysetId, &Copyset)| copyset.active && copyset.joining.is_none();
+    for (id, copyset) in scene.state.copysets.iter().filter(at_rest) {
+        // Without a leader nothing can be moved; planning it would only hold up other copysets.
+        if scene.view.leader_of(*id, scene.now).is_none() {
+            continue;
+        }
+        let Some(remove) = copyset.voters.iter().find(|voter| scene.is_out(**voter)) else {
+            continue;
+        };
+        let busy = |device: &DeviceId| incoming.get(device).copied().unwrap_or(0) >= INCOMING_MAX;
+        let Some(add) = choose(scene, &load, (*id, copyset), *remove, busy) else { continue };
+        *incoming.entry(add).or_default() += 1;
+        load.add_replica(add);
+        let joining = Joining { add, remove: *remove };
+        commands.push(Kind::BeginReplacement(replacement(*id, joining)));
+    }
+    commands
+}
+
+/// The new replica's device is gone as well, or the old one is back.
+fn is_pointless(scene: Scene<'_>, joining: Joining) -> bool {
+    let gone = scene.view.is_down(joining.add, scene.now) || scene.is_out(joining.add);
+    gone || (scene.is_up(joining.remove) && !scene.is_out(joining.remove))
+}
+
+fn replacement(id: CopysetId, joining: Joining) -> log::Replacement {
+    let (remove, add) = (joining.remove.to_wire(), joining.add.to_wire());
+    log::Replacement { copyset: id.0, remove, add }
+}
+
+/// The device that takes over the replica: the successor of a wiped device if it can, else the
+/// emptiest one whose failure domain has no other replica of the copyset.
+fn choose(
+    scene: Scene<'_>,
+    load: &Load,
+    (id, copyset): (CopysetId, &Copyset),
+    remove: DeviceId,
+    busy: impl Fn(&DeviceId) -> bool,
+) -> Option<DeviceId> {
+    let pool = &scene.state.pools[&copyset.pool];
+    let taken: BTreeSet<&str> = copyset
+        .voters
+        .iter()
+        .filter(|voter| **voter != remove)
+        .filter_map(|voter| scene.state.devices.get(voter))
+        .map(|device| device.domain(pool.failure_domain))
+        .collect();
+    let fits: Vec<_> = scene
+        .candidates(pool)
+        .filter(|(device, facts)| {
+            !copyset.voters.contains(device) && !taken.contains(facts.domain(pool.failure_domain))
+        })
+        .collect();
+    let removed = scene.state.devices.get(&remove);
+    let successor = removed.filter(|device| device.superseded).and_then(|d| scene.state.successor(d));
+    if let Some(successor) = successor.filter(|id| fits.iter().any(|(device, _)| device == id)) {
+        // Wait for it rather than copy everything to somewhere else as well.
+        return (!busy(&successor)).then_some(successor);
+    }
+    let free = fits.into_iter().filter(|(device, _)| !busy(device));
+    free.min_by_key(|(device, facts)| (load.rank(*device, facts, u64::from(id.0)), *device))
+        .map(|(device, _)| device)
+}
+
+/// For status: whether any device could take over what this one holds.
+pub fn has_spare(scene: Scene<'_>, remove: DeviceId) -> bool {
+    let load = Load::of(scene);
+    let mut copysets = scene.state.copysets.iter().filter(|(_, c)| c.voters.contains(&remove));
+    copysets.all(|(id, copyset)| choose(scene, &load, (*id, copyset), remove, |_| false).is_some())
+}

@@ -1,0 +1,261 @@
+//! Commands about volumes, who may attach them, and who has.
+//!
+//! Whatever raises a volume's epoch answers with it; the caller must see every copyset enforce it
+//! (`fenced_epoch`) before it lets anyone act on the answer.
+
+use std::collections::BTreeMap;
+
+use curve_types::{ByteSize, Epoch, SessionId, VOLUME_SIZE_MAX, VolumeId};
+
+use super::apply::{Applied, done, validate_name, volume_id};
+use super::{EPOCH_STEP, Publication, Reason, Refusal, Session, State, Volume};
+use crate::log::{self, WireId, answer};
+
+/// Smallest volume. A file system needs about that much anyway.
+pub const VOLUME_SIZE_MIN: u64 = 1 << 20;
+/// Volumes are addressed in sectors of this size.
+const SECTOR: u64 = 512;
+
+impl State {
+    pub(super) fn create_volume(&mut self, create: log::CreateVolume, now_ms: u64) -> Applied {
+        validate_name("volume name", &create.name)?;
+        validate_size(create.size)?;
+        let id = volume_id(&create.volume_id)?;
+        let Some((pool, _)) = self.pool_by_name(&create.pool) else {
+            let known: Vec<&str> = self.pools.values().map(|pool| pool.name.as_str()).collect();
+            let message = format!("pool is {:?}: expected one of {}", create.pool, known.join(", "));
+            return Err(Refusal::new(Reason::NotFound, message));
+        };
+        if let Some((existing, volume)) = self.volume_by_name(&create.name) {
+            if volume.pool == pool && volume.size == create.size {
+                return Ok(answer::Kind::VolumeId(existing.to_wire()));
+            }
+            let message = format!(
+                "volume {:?} exists with other properties: {} in pool {:?}",
+                volume.name,
+                ByteSize(volume.size),
+                self.pools[&volume.pool].name
+            );
+            return Err(Refusal::new(Reason::AlreadyExists, message));
+        }
+        self.check_ready(pool)?;
+        self.check_room(pool, create.size)?;
+        let volume = Volume {
+            name: create.name.clone(),
+            pool,
+            size: create.size,
+            epoch: Epoch(0),
+            fenced_epoch: Epoch(0),
+            deleting: false,
+            created_unix_ms: now_ms,
+            sessions: BTreeMap::new(),
+            publications: BTreeMap::new(),
+        };
+        self.volumes.insert(id, volume);
+        self.names.insert(create.name, id);
+        Ok(answer::Kind::VolumeId(id.to_wire()))
+    }
+
+    pub(super) fn resize_volume(&mut self, resize: log::ResizeVolume) -> Applied {
+        validate_size(resize.size)?;
+        let id = volume_id(&resize.volume_id)?;
+        let volume = self.live_volume(id)?;
+        if resize.size < volume.size {
+            let message = format!(
+                "size is {} and volume {:?} has {}: a volume can only grow",
+                ByteSize(resize.size),
+                volume.name,
+                ByteSize(volume.size)
+            );
+            return Err(Refusal::new(Reason::Invalid, message));
+        }
+        let (pool, more) = (volume.pool, resize.size - volume.size);
+        if more > 0 {
+            self.check_room(pool, more)?;
+        }
+        self.live_volume(id)?.size = resize.size;
+        Ok(answer::Kind::VolumeId(id.to_wire()))
+    }
+
+    /// Done if absent. The name is free at once; the space once every copyset has dropped it.
+    pub(super) fn delete_volume(&mut self, delete: log::DeleteVolume) -> Applied {
+        let id = volume_id(&delete.volume_id)?;
+        let Ok(volume) = self.live_volume(id) else { return done() };
+        if let Some(node) = volume.publications.keys().next() {
+            let message = format!(
+                "volume {:?} is published to {node}: unpublish it there first",
+                volume.name
+            );
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
+        let live = |(id, _): &(&SessionId, &Session)| delete.live_sessions.contains(&id.0);
+        if let Some((session, Session { node, .. })) = volume.sessions.iter().find(live) {
+            let name = &volume.name;
+            let message = format!(
+                "volume {name:?} is attached on {node} (session {session}): detach it there first"
+            );
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
+        volume.deleting = true;
+        volume.sessions.clear();
+        let name = volume.name.clone();
+        self.names.remove(&name);
+        done()
+    }
+
+    /// After every copyset dropped its chunks.
+    pub(super) fn forget_volume(&mut self, id: VolumeId) -> Applied {
+        if self.volumes.get(&id).is_some_and(|volume| volume.deleting) {
+            self.volumes.remove(&id);
+        }
+        done()
+    }
+
+    pub(super) fn publish(&mut self, publish: log::Publish) -> Applied {
+        validate_name("node", &publish.node)?;
+        let volume = self.live_volume(volume_id(&publish.volume_id)?)?;
+        let log::Publish { node, read_only, shared, .. } = publish;
+        let wanted = Publication { read_only, shared };
+        if let Some(existing) = volume.publications.get(&node) {
+            if *existing == wanted {
+                return done();
+            }
+            let message = format!(
+                "volume {:?} is published to {node} with read_only {} and shared {}",
+                volume.name, existing.read_only, existing.shared
+            );
+            return Err(Refusal::new(Reason::AlreadyExists, message));
+        }
+        let tolerant = |publication: &Publication| publication.read_only || publication.shared;
+        if let Some((other, existing)) = volume.publications.iter().next()
+            && !(tolerant(&wanted) && volume.publications.values().all(tolerant))
+        {
+            let how = if tolerant(existing) { "already" } else { "exclusively" };
+            let message = format!(
+                "volume {:?} is published {how} to {other}: unpublish it there first, or publish \
+                 it everywhere as shared or read-only",
+                volume.name
+            );
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
+        volume.publications.insert(node, wanted);
+        done()
+    }
+
+    /// Answers with the epoch that must be enforced before the caller may go on. If the node still
+    /// had a session, every session of the volume ends: the others attach again.
+    pub(super) fn unpublish(&mut self, unpublish: log::Unpublish) -> Applied {
+        let volume = self.live_volume(volume_id(&unpublish.volume_id)?)?;
+        let node = unpublish.node;
+        let open = |session: &Session| node.is_empty() || session.node == node;
+        if volume.sessions.values().any(open) {
+            volume.raise_epoch();
+        }
+        volume.publications.retain(|name, _| !node.is_empty() && *name != node);
+        Ok(answer::Kind::Epoch(volume.epoch.0))
+    }
+
+    pub(super) fn open_session(&mut self, open: log::OpenSession) -> Applied {
+        validate_name("node", &open.node)?;
+        let id = SessionId(self.next_session);
+        let volume = self.live_volume(volume_id(&open.volume_id)?)?;
+        volume.check_publication(&open)?;
+        let log::OpenSession { node, read_only, shared, .. } = open.clone();
+        let tolerant = read_only || shared;
+        let elsewhere = |session: &&Session| session.node != node;
+        let joins = tolerant && volume.sessions.values().any(|session| elsewhere(&session));
+        if joins && volume.sessions.values().filter(elsewhere).all(Session::tolerant) {
+            volume.sessions.retain(|_, session| session.node != node);
+        } else {
+            volume.check_displaceable(&open)?;
+            volume.raise_epoch();
+        }
+        let epoch = volume.epoch;
+        volume.sessions.insert(id, Session { epoch, node, read_only, shared });
+        self.next_session += 1;
+        Ok(answer::Kind::Session(log::OpenedSession { id: id.0, epoch: epoch.0 }))
+    }
+
+    /// Done if absent.
+    pub(super) fn close_session(&mut self, close: log::CloseSession) -> Applied {
+        if let Ok(volume) = self.live_volume(volume_id(&close.volume_id)?) {
+            volume.sessions.remove(&SessionId(close.session));
+        }
+        done()
+    }
+
+    /// Every copyset of the volume refuses epochs below this one.
+    pub(super) fn fenced(&mut self, fenced: log::Fenced) -> Applied {
+        let volume = self.live_volume(volume_id(&fenced.volume_id)?)?;
+        volume.fenced_epoch = volume.fenced_epoch.max(Epoch(fenced.epoch).min(volume.epoch));
+        done()
+    }
+
+    fn live_volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
+        let missing = || Refusal::new(Reason::NotFound, format!("volume {id} does not exist"));
+        self.volumes.get_mut(&id).filter(|volume| !volume.deleting).ok_or_else(missing)
+    }
+}
+
+impl Volume {
+    /// Ends every session: from now on only attachments that come later count.
+    fn raise_epoch(&mut self) {
+        self.sessions.clear();
+        self.epoch = Epoch((self.epoch.0 / EPOCH_STEP + 1) * EPOCH_STEP);
+    }
+
+    fn check_publication(&self, open: &log::OpenSession) -> Result<(), Refusal> {
+        if open.unpublished_allowed {
+            return Ok(());
+        }
+        let (name, node) = (&self.name, &open.node);
+        let message = match self.publications.get(node) {
+            None => format!("volume {name:?} is not published to {node}"),
+            Some(publication) if publication.read_only && !open.read_only => {
+                format!("volume {name:?} is published to {node} read-only: attach it read-only")
+            }
+            Some(publication) if open.shared && !publication.shared => {
+                format!("volume {name:?} is not published to {node} as shared")
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Refusal::new(Reason::Forbidden, message))
+    }
+
+    /// A live session on another node stands in the way, unless fencing it was asked for, or its
+    /// node may not have the volume and the caller's may.
+    fn check_displaceable(&self, open: &log::OpenSession) -> Result<(), Refusal> {
+        if open.force {
+            return Ok(());
+        }
+        for (id, session) in &self.sessions {
+            let Some(live) = open.live.iter().find(|live| live.id == id.0) else { continue };
+            let entitled =
+                open.unpublished_allowed || self.publications.contains_key(&session.node);
+            if session.node != open.node && entitled {
+                let message = format!(
+                    "volume {:?} is attached on {} (session {id}, last seen {:.1} s ago): detach \
+                     it there, or pass --force to fence it",
+                    self.name,
+                    session.node,
+                    live.age_ms as f64 / 1000.0
+                );
+                return Err(Refusal::new(Reason::Precondition, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn validate_size(size: u64) -> Result<(), Refusal> {
+    let valid = (VOLUME_SIZE_MIN..=VOLUME_SIZE_MAX).contains(&size) && size.is_multiple_of(SECTOR);
+    if valid {
+        return Ok(());
+    }
+    let message = format!(
+        "size is {size} bytes: expected a multiple of {SECTOR} from {} to {}",
+        ByteSize(VOLUME_SIZE_MIN),
+        ByteSize(VOLUME_SIZE_MAX)
+    );
+    Err(Refusal::new(Reason::Invalid, message))
+}

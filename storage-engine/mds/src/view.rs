@@ -1,0 +1,177 @@
+//! What the leader hears and nobody stores: heartbeats and renewals. A new leader starts with an
+//! empty view and holds nothing against anyone who has not had the time to report.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use curve_types::{CopysetId, DeviceId, SessionId};
+
+use crate::state::{Copyset, Device, Pool, State};
+
+/// Silence after which a device counts as down: devices report every second, so three reports are
+/// missing and a fourth is late.
+pub const DOWN_AFTER: Duration = Duration::from_secs(5);
+/// A session that was not renewed for so long no longer stands in the way of others. Agents renew
+/// at a third of it.
+pub const SESSION_LEASE: Duration = Duration::from_secs(30);
+
+/// A moment, as the time since the process started.
+pub type Moment = Duration;
+
+/// One replica, as its device last reported it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    pub leader: bool,
+    pub term: u64,
+    pub applied: u64,
+    /// Of a leader only, as are the next three.
+    pub voters: Vec<DeviceId>,
+    pub learners: BTreeSet<DeviceId>,
+    pub caught_up: BTreeSet<DeviceId>,
+    pub config_index: u64,
+    /// Whom the replica believes to lead.
+    pub leader_id: Option<DeviceId>,
+}
+
+/// A device, as it last reported.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    pub at: Moment,
+    /// Since when it has been heard without a gap.
+    pub up_since: Moment,
+    pub capacity: u64,
+    pub used: u64,
+    pub replicas: BTreeMap<CopysetId, Report>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// When this process became the leader.
+    pub since: Moment,
+    pub devices: BTreeMap<DeviceId, Seen>,
+    /// Last renewal.
+    pub sessions: BTreeMap<SessionId, Moment>,
+    /// When a device was last registered that had not been there.
+    pub devices_changed: Moment,
+}
+
+impl View {
+    /// The view of a leader that has just begun.
+    pub fn begin(now: Moment) -> Self {
+        Self { since: now, devices_changed: now, ..Self::default() }
+    }
+
+    pub fn on_heartbeat(&mut self, id: DeviceId, now: Moment, heard: Heard) {
+        let Heard { capacity, used, replicas } = heard;
+        let before = self.devices.get(&id).filter(|seen| now - seen.at <= DOWN_AFTER);
+        let up_since = before.map_or(now, |seen| seen.up_since);
+        self.devices.insert(id, Seen { at: now, up_since, capacity, used, replicas });
+    }
+
+    pub fn silence(&self, device: DeviceId, now: Moment) -> Duration {
+        now.saturating_sub(self.devices.get(&device).map_or(self.since, |seen| seen.at))
+    }
+
+    /// Heard of recently, by this leader.
+    pub fn is_up(&self, device: DeviceId, now: Moment) -> bool {
+        self.devices.get(&device).is_some_and(|seen| now - seen.at <= DOWN_AFTER)
+    }
+
+    /// Not heard of for long enough to say so. Right after a change of leaders a device is for a
+    /// while neither up nor down.
+    pub fn is_down(&self, device: DeviceId, now: Moment) -> bool {
+        self.silence(device, now) > DOWN_AFTER
+    }
+
+    pub fn session_age(&self, session: SessionId, now: Moment) -> Duration {
+        now.saturating_sub(self.sessions.get(&session).copied().unwrap_or(self.since))
+    }
+
+    pub fn is_live(&self, session: SessionId, now: Moment) -> bool {
+        self.session_age(session, now) <= SESSION_LEASE
+    }
+
+    /// The report of whoever leads the copyset: of those that say so, the one of the highest term.
+    pub fn leader_of(&self, id: CopysetId, now: Moment) -> Option<(DeviceId, &Report)> {
+        self.devices
+            .iter()
+            .filter(|(_, seen)| now - seen.at <= DOWN_AFTER)
+            .filter_map(|(device, seen)| Some((*device, seen.replicas.get(&id)?)))
+            .filter(|(_, report)| report.leader)
+            .max_by_key(|(_, report)| report.term)
+    }
+
+    /// Drops what belongs to nothing any more.
+    pub fn retain_known(&mut self, state: &State) {
+        self.devices.retain(|id, _| state.devices.contains_key(id));
+        let open: BTreeSet<SessionId> =
+            state.volumes.values().flat_map(|volume| volume.sessions.keys().copied()).collect();
+        self.sessions.retain(|id, _| open.contains(id));
+    }
+
+    /// How a copyset fares.
+    pub fn condition(&self, id: CopysetId, copyset: &Copyset, now: Moment) -> Condition {
+        let whole = copyset.voters.iter().filter(|voter| self.hosts(**voter, id, now)).count();
+        let led = self.leader_of(id, now).is_some();
+        if whole == copyset.voters.len() && led && copyset.joining.is_none() {
+            Condition::Whole
+        } else if whole >= copyset.quorum() && led {
+            Condition::Degraded { replicas: whole }
+        } else {
+            Condition::Unavailable
+        }
+    }
+
+    fn hosts(&self, device: DeviceId, id: CopysetId, now: Moment) -> bool {
+        self.is_up(device, now)
+            && self.devices.get(&device).is_some_and(|seen| seen.replicas.contains_key(&id))
+    }
+}
+
+/// What a heartbeat carries for the view.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    pub capacity: u64,
+    pub used: u64,
+    pub replicas: BTreeMap<CopysetId, Report>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Condition {
+    Whole,
+    /// A quorum, but fewer replicas than wanted.
+    Degraded { replicas: usize },
+    Unavailable,
+}
+
+/// State and view at one moment, with the setting that planners need: all that they may look at.
+#[derive(Clone, Copy)]
+pub struct Scene<'a> {
+    pub state: &'a State,
+    pub view: &'a View,
+    pub now: Moment,
+    /// Silence after which a device's replicas are re-created elsewhere.
+    pub out_after: Duration,
+}
+
+impl<'a> Scene<'a> {
+    pub fn is_up(&self, device: DeviceId) -> bool {
+        self.view.is_up(device, self.now)
+    }
+
+    /// Its replicas are to be re-created elsewhere: it was wiped, or silent for too long.
+    pub fn is_out(&self, id: DeviceId) -> bool {
+        let superseded = self.state.devices.get(&id).is_none_or(|device| device.superseded);
+        superseded || self.view.silence(id, self.now) > self.out_after.max(DOWN_AFTER)
+    }
+
+    /// Devices that may take replicas of the pool now.
+    pub fn candidates(&self, pool: &'a Pool) -> impl Iterator<Item = (DeviceId, &'a Device)> {
+        let scene = *self;
+        let state: &'a State = scene.state;
+        let ready = move |(id, device): &(&DeviceId, &Device)| {
+            device.suits(pool) && device.capacity > 0 && scene.is_up(**id)
+        };
+        state.devices.iter().filter(ready).map(|(id, device)| (*id, device))
+    }
+}
