@@ -1,1 +1,10 @@
-//! curve-attach
+//! Front ends that turn a `BlockDevice` into something that programs open: an NBD socket, a FUSE
+//! file with a loop device over it, and the agent that owns the attachments of a node.
+//!
+//! How blocks are replicated is the client's business; nothing here knows copysets or Raft.
+
+mod errno;
+pub mod nbd;
+
+#[cfg(test)]
+mod memory;
