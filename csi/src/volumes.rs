@@ -1,0 +1,96 @@
+//! What the controller asks of one cluster's MDS. `mds` carries it out over the network; tests
+//! have a double in memory.
+
+pub mod mds;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use curve_types::{ClusterId, VolumeId};
+use thiserror::Error;
+
+use crate::capability::Sharing;
+use crate::clusters::Connection;
+
+/// A volume as the MDS knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VolumeInfo {
+    pub id: VolumeId,
+    pub name: String,
+    pub pool: String,
+    /// Bytes.
+    pub size: u64,
+    /// Nodes that may attach it.
+    pub nodes: Vec<String>,
+    /// On its way out: it can only be deleted again.
+    pub deleting: bool,
+}
+
+/// Volumes in the order of their names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct VolumePage {
+    pub volumes: Vec<VolumeInfo>,
+    /// Volumes with greater names exist.
+    pub more: bool,
+}
+
+/// Space of one pool, in bytes of volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolSpace {
+    pub name: String,
+    pub capacity: u64,
+    /// Sum of the volumes' sizes.
+    pub provisioned: u64,
+}
+
+/// What the MDS answered instead of the result. Each text is the MDS's own.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum VolumeError {
+    #[error("{0}")]
+    Missing(String),
+    #[error("{0}")]
+    Exists(String),
+    /// The volume's or the cluster's state does not allow it now.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Full(String),
+    #[error("{0}")]
+    Invalid(String),
+    /// No leader answers. Worth another try.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The certificate is not, or no longer, accepted.
+    #[error("{0}")]
+    Untrusted(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// One cluster. Every method is idempotent.
+#[async_trait]
+pub trait VolumeService: Send + Sync {
+    /// Which cluster answers there.
+    async fn cluster_id(&self) -> Result<ClusterId, VolumeError>;
+    /// The existing volume if it has the same properties, `Exists` if it has others.
+    async fn create(&self, name: &str, pool: &str, size: u64) -> Result<VolumeInfo, VolumeError>;
+    async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError>;
+    async fn get_by_name(&self, name: &str) -> Result<VolumeInfo, VolumeError>;
+    /// At most `limit` volumes whose names are greater than `after`.
+    async fn list(&self, after: &str, limit: u32) -> Result<VolumePage, VolumeError>;
+    /// Grows the volume to `size` bytes.
+    async fn resize(&self, id: VolumeId, size: u64) -> Result<VolumeInfo, VolumeError>;
+    /// Done if the volume is absent.
+    async fn delete(&self, id: VolumeId) -> Result<(), VolumeError>;
+    /// Lets `node` attach the volume.
+    async fn publish(&self, id: VolumeId, node: &str, sharing: Sharing) -> Result<(), VolumeError>;
+    /// Takes `publish` back for one node, or for all, and fences what they have open.
+    async fn unpublish(&self, id: VolumeId, node: Option<&str>) -> Result<(), VolumeError>;
+    async fn pools(&self) -> Result<Vec<PoolSpace>, VolumeError>;
+}
+
+/// Makes a `VolumeService` of a connection.
+#[async_trait]
+pub trait Connector: Send + Sync {
+    async fn connect(&self, to: &Connection) -> Result<Arc<dyn VolumeService>, VolumeError>;
+}

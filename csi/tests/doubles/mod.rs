@@ -1,0 +1,338 @@
+//! The rest of Curve, in memory: an MDS that keeps volumes in a map, and an agent whose devices are
+//! loop devices over sparse files.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use csi_proto::csi::v1::controller_client::ControllerClient;
+use csi_proto::csi::v1::controller_server::ControllerServer;
+use csi_proto::csi::v1::identity_server::IdentityServer;
+use csi_proto::csi::v1::node_client::NodeClient;
+use csi_proto::csi::v1::node_server::NodeServer;
+use curve_csi::attachments::{AttachError, AttachService, Attachment};
+use curve_csi::capability::Sharing;
+use curve_csi::clusters::{Clusters, Connection, ConnectionSource, SourceError};
+use curve_csi::controller::nodes::{ListedNodes, NodeInfo};
+use curve_csi::controller::{self, ControllerService};
+use curve_csi::handle::{ClusterName, VolumeHandle};
+use curve_csi::identity::IdentityService;
+use curve_csi::node::{self, NodeService};
+use curve_csi::rpc::Rpcs;
+use curve_csi::rpc::metrics::RpcMetrics;
+use curve_csi::server::{self, Reach};
+use curve_csi::volumes::{
+    Connector, PoolSpace, VolumeError, VolumeInfo, VolumePage, VolumeService,
+};
+use curve_types::{ClusterId, VolumeId};
+use curve_wire::pki::Identity;
+use tonic::transport::{Channel, Endpoint, Server};
+
+/// The one cluster that exists.
+pub const CLUSTER: &str = "curve/demo";
+/// The one node that exists.
+pub const NODE: &str = "node-1";
+/// Volumes that the node takes.
+pub const VOLUMES_MAX: u32 = 5;
+const POOL_CAPACITY: u64 = 64 << 30;
+
+/// Volumes by id, and the modes in which nodes have them.
+#[derive(Default)]
+pub struct MemoryMds {
+    volumes: Mutex<BTreeMap<VolumeId, VolumeInfo>>,
+    modes: Mutex<HashMap<(VolumeId, String), Sharing>>,
+}
+
+impl MemoryMds {
+    fn with<T>(
+        &self,
+        id: VolumeId,
+        work: impl FnOnce(&mut VolumeInfo) -> T,
+    ) -> Result<T, VolumeError> {
+        let mut volumes = self.volumes.lock().expect("not poisoned");
+        let missing = || VolumeError::Missing(format!("volume {id} does not exist"));
+        volumes.get_mut(&id).map(work).ok_or_else(missing)
+    }
+
+    fn size(&self, id: VolumeId) -> Option<u64> {
+        self.with(id, |volume| volume.size).ok()
+    }
+
+    fn mode(&self, id: VolumeId) -> Option<Sharing> {
+        self.modes.lock().expect("not poisoned").get(&(id, NODE.to_owned())).copied()
+    }
+}
+
+#[async_trait]
+impl VolumeService for MemoryMds {
+    async fn cluster_id(&self) -> Result<ClusterId, VolumeError> {
+        Err(VolumeError::Failed("the connection names the cluster".to_owned()))
+    }
+
+    async fn create(&self, name: &str, pool: &str, size: u64) -> Result<VolumeInfo, VolumeError> {
+        if pool != "default" {
+            return Err(VolumeError::Missing(format!("pool is {pool:?}: expected one of default")));
+        }
+        let mut volumes = self.volumes.lock().expect("not poisoned");
+        if let Some(found) = volumes.values().find(|volume| volume.name == name) {
+            let same = found.size == size;
+            return if same { Ok(found.clone()) } else { Err(VolumeError::Exists("other".into())) };
+        }
+        if volumes.values().map(|volume| volume.size).sum::<u64>() + size > POOL_CAPACITY {
+            return Err(VolumeError::Full(format!("pool {pool} is full")));
+        }
+        let info = VolumeInfo {
+            id: VolumeId::random(),
+            name: name.to_owned(),
+            pool: pool.to_owned(),
+            size,
+            nodes: Vec::new(),
+            deleting: false,
+        };
+        volumes.insert(info.id, info.clone());
+        Ok(info)
+    }
+
+    async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError> {
+        self.with(id, |volume| volume.clone())
+    }
+
+    async fn get_by_name(&self, name: &str) -> Result<VolumeInfo, VolumeError> {
+        let volumes = self.volumes.lock().expect("not poisoned");
+        let found = volumes.values().find(|volume| volume.name == name).cloned();
+        found.ok_or_else(|| VolumeError::Missing(name.to_owned()))
+    }
+
+    async fn list(&self, after: &str, limit: u32) -> Result<VolumePage, VolumeError> {
+        let volumes = self.volumes.lock().expect("not poisoned");
+        let by_name: BTreeMap<&str, &VolumeInfo> =
+            volumes.values().map(|volume| (volume.name.as_str(), volume)).collect();
+        let mut rest = by_name.into_values().filter(|volume| volume.name.as_str() > after);
+        let page = rest.by_ref().take(limit as usize).cloned().collect();
+        Ok(VolumePage { volumes: page, more: rest.next().is_some() })
+    }
+
+    async fn resize(&self, id: VolumeId, size: u64) -> Result<VolumeInfo, VolumeError> {
+        self.with(id, |volume| {
+            volume.size = size;
+            volume.clone()
+        })
+    }
+
+    async fn delete(&self, id: VolumeId) -> Result<(), VolumeError> {
+        let mut volumes = self.volumes.lock().expect("not poisoned");
+        if volumes.get(&id).is_some_and(|volume| !volume.nodes.is_empty()) {
+            return Err(VolumeError::Refused("it is published".to_owned()));
+        }
+        volumes.remove(&id);
+        Ok(())
+    }
+
+    async fn publish(&self, id: VolumeId, node: &str, sharing: Sharing) -> Result<(), VolumeError> {
+        let mut modes = self.modes.lock().expect("not poisoned");
+        let before = *modes.entry((id, node.to_owned())).or_insert(sharing);
+        if before != sharing {
+            return Err(VolumeError::Exists(format!("it is published with {before:?}")));
+        }
+        self.with(id, |volume| {
+            let nodes: BTreeSet<String> = volume.nodes.drain(..).chain([node.to_owned()]).collect();
+            volume.nodes = nodes.into_iter().collect();
+        })
+    }
+
+    async fn unpublish(&self, id: VolumeId, node: Option<&str>) -> Result<(), VolumeError> {
+        let stays = |name: &str| node.is_some_and(|node| node != name);
+        self.modes.lock().expect("not poisoned").retain(|(of, name), _| *of != id || stays(name));
+        self.with(id, |volume| volume.nodes.retain(|name| stays(name)))
+    }
+
+    async fn pools(&self) -> Result<Vec<PoolSpace>, VolumeError> {
+        let volumes = self.volumes.lock().expect("not poisoned");
+        let provisioned = volumes.values().map(|volume| volume.size).sum();
+        Ok(vec![PoolSpace { name: "default".to_owned(), capacity: POOL_CAPACITY, provisioned }])
+    }
+}
+
+/// Hands out the one `MemoryMds`, whatever the connection says.
+struct MemoryConnector(Arc<MemoryMds>);
+
+#[async_trait]
+impl Connector for MemoryConnector {
+    async fn connect(&self, _to: &Connection) -> Result<Arc<dyn VolumeService>, VolumeError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Knows `CLUSTER`.
+struct OneConnection(Connection);
+
+#[async_trait]
+impl ConnectionSource for OneConnection {
+    async fn find(&self, name: &ClusterName) -> Result<Option<Connection>, SourceError> {
+        Ok((name.to_string() == CLUSTER).then(|| self.0.clone()))
+    }
+
+    async fn all(&self) -> Result<Vec<Connection>, SourceError> {
+        Ok(vec![self.0.clone()])
+    }
+}
+
+/// Attaches volumes of the `MemoryMds` as loop devices over files in a directory.
+pub struct LoopAgent {
+    mds: Arc<MemoryMds>,
+    dir: PathBuf,
+    attached: Mutex<HashMap<VolumeHandle, PathBuf>>,
+}
+
+impl LoopAgent {
+    fn size(&self, handle: VolumeHandle) -> Result<u64, AttachError> {
+        let missing = || AttachError::Missing(format!("volume {handle} does not exist"));
+        self.mds.size(handle.volume).ok_or_else(missing)
+    }
+
+    fn file(&self, handle: VolumeHandle) -> PathBuf {
+        self.dir.join(handle.volume.to_string())
+    }
+}
+
+#[async_trait]
+impl AttachService for LoopAgent {
+    async fn attach(
+        &self,
+        _cluster: &ClusterName,
+        handle: VolumeHandle,
+        sharing: Sharing,
+    ) -> Result<Attachment, AttachError> {
+        let size = self.size(handle)?;
+        let published = self.mds.mode(handle.volume);
+        if published.is_none_or(|mode| mode.read_only && !sharing.read_only) {
+            return Err(AttachError::Refused(format!("{handle} is not published so")));
+        }
+        let mut attached = self.attached.lock().expect("not poisoned");
+        if let Some(device) = attached.get(&handle) {
+            return Ok(Attachment { handle, device: device.clone(), size });
+        }
+        let file = self.file(handle);
+        let open = std::fs::OpenOptions::new().create(true).append(true).open(&file);
+        open.and_then(|opened| opened.set_len(size)).expect("make the volume's file");
+        let mut args = vec!["--find", "--show"];
+        args.extend(sharing.read_only.then_some("--read-only"));
+        let device = PathBuf::from(losetup(&args, &file).trim());
+        attached.insert(handle, device.clone());
+        Ok(Attachment { handle, device, size })
+    }
+
+    async fn detach(&self, handle: VolumeHandle) -> Result<(), AttachError> {
+        if let Some(device) = self.attached.lock().expect("not poisoned").remove(&handle) {
+            losetup(&["--detach"], &device);
+        }
+        Ok(())
+    }
+
+    async fn resize(&self, handle: VolumeHandle) -> Result<u64, AttachError> {
+        let size = self.size(handle)?;
+        let attached = self.attached.lock().expect("not poisoned");
+        let missing = || AttachError::Missing(format!("{handle} is not attached"));
+        let device = attached.get(&handle).ok_or_else(missing)?;
+        let open = std::fs::OpenOptions::new().append(true).open(self.file(handle));
+        open.and_then(|opened| opened.set_len(size)).expect("grow the volume's file");
+        losetup(&["--set-capacity"], device);
+        Ok(size)
+    }
+
+    async fn list(&self) -> Result<Vec<Attachment>, AttachError> {
+        let attached = self.attached.lock().expect("not poisoned").clone();
+        let attachment = |(handle, device): (VolumeHandle, PathBuf)| {
+            let size = self.mds.size(handle.volume).unwrap_or(0);
+            Attachment { handle, device, size }
+        };
+        Ok(attached.into_iter().map(attachment).collect())
+    }
+}
+
+impl Drop for LoopAgent {
+    fn drop(&mut self) {
+        for device in self.attached.lock().expect("not poisoned").values() {
+            losetup(&["--detach"], device);
+        }
+    }
+}
+
+fn losetup(args: &[&str], last: &Path) -> String {
+    let output = Command::new("losetup").args(args).arg(last).output().expect("losetup");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "losetup {args:?} {}: {error}", last.display());
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The driver on two sockets, over doubles. What it leaves mounted is its test's fault.
+pub struct Driver {
+    pub dir: tempfile::TempDir,
+    pub agent: Arc<LoopAgent>,
+    pub controller: ControllerClient<Channel>,
+    pub node: NodeClient<Channel>,
+}
+
+impl Driver {
+    /// Serves in tasks of the current runtime.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mds = Arc::new(MemoryMds::default());
+        let identity =
+            Identity { ca_pem: String::new(), cert_pem: String::new(), key_pem: String::new() };
+        let connection = Connection {
+            label: CLUSTER.to_owned(),
+            cluster: Some(ClusterId::random()),
+            mds: vec!["nowhere:1".to_owned()],
+            identity,
+        };
+        let clusters = Clusters::new(
+            Arc::new(OneConnection(connection)),
+            Arc::new(MemoryConnector(mds.clone())),
+        );
+        let limit = NodeInfo { volumes_max: Some(VOLUMES_MAX) };
+        let nodes = Box::new(ListedNodes([(NODE.to_owned(), limit)].into()));
+        let context = Arc::new(controller::Context { clusters, nodes });
+        let rpcs = Rpcs::new(RpcMetrics::register(&mut Default::default()));
+        let router = Server::builder()
+            .add_service(IdentityServer::new(IdentityService::new(rpcs.clone(), context.clone())))
+            .add_service(ControllerServer::new(ControllerService::new(rpcs.clone(), context)));
+        let files = dir.path().join("volumes");
+        std::fs::create_dir(&files).expect("mkdir");
+        let agent = Arc::new(LoopAgent { mds, dir: files, attached: Mutex::default() });
+        let controller = serve(&dir.path().join("controller.sock"), router);
+        let context = Arc::new(node::Context {
+            agent: agent.clone(),
+            node_id: NODE.to_owned(),
+            volumes_max: VOLUMES_MAX,
+        });
+        let router = Server::builder()
+            .add_service(IdentityServer::new(IdentityService::new(rpcs.clone(), context.clone())))
+            .add_service(NodeServer::new(NodeService::new(rpcs, context)));
+        let node = serve(&dir.path().join("node.sock"), router);
+        let (controller, node) = (ControllerClient::new(controller), NodeClient::new(node));
+        Self { dir, agent, controller, node }
+    }
+
+    /// A path inside the driver's directory.
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}
+
+fn serve(socket: &Path, router: tonic::transport::server::Router) -> Channel {
+    let listener = server::bind(socket, Reach::Owner).expect("bind");
+    tokio::spawn(server::serve(listener, router, std::future::pending()));
+    server::unix_channel(Endpoint::from_static("http://localhost"), socket)
+}
+
+/// Loop devices and mounts need it.
+pub fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: needs root for loop devices and mounts");
+    }
+    root
+}
