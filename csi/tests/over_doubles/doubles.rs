@@ -12,6 +12,11 @@ use csi_proto::csi::v1::controller_server::ControllerServer;
 use csi_proto::csi::v1::identity_server::IdentityServer;
 use csi_proto::csi::v1::node_client::NodeClient;
 use csi_proto::csi::v1::node_server::NodeServer;
+use csi_proto::csi::v1::volume_capability::access_mode::Mode;
+use csi_proto::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use csi_proto::csi::v1::{
+    CapacityRange, ControllerPublishVolumeRequest, CreateVolumeRequest, VolumeCapability,
+};
 use curve_csi::attachments::{AttachError, AttachService, Attachment};
 use curve_csi::capability::Sharing;
 use curve_csi::clusters::{Clusters, Connection, ConnectionSource, SourceError};
@@ -32,8 +37,10 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 /// The one cluster that exists.
 pub const CLUSTER: &str = "curve/demo";
-/// The one node that exists.
+/// The node whose plugin runs. `node-2` exists too.
 pub const NODE: &str = "node-1";
+/// Sizes in tests.
+pub const MIB: u64 = 1 << 20;
 /// Volumes that the node takes.
 pub const VOLUMES_MAX: u32 = 5;
 const POOL_CAPACITY: u64 = 64 << 30;
@@ -81,7 +88,7 @@ impl VolumeService for MemoryMds {
             return if same { Ok(found.clone()) } else { Err(VolumeError::Exists("other".into())) };
         }
         if volumes.values().map(|volume| volume.size).sum::<u64>() + size > POOL_CAPACITY {
-            return Err(VolumeError::Full(format!("pool {pool} is full")));
+            return Err(VolumeError::Full(format!("pool {pool:?} is full")));
         }
         let info = VolumeInfo {
             id: VolumeId::random(),
@@ -195,6 +202,16 @@ impl LoopAgent {
     fn file(&self, handle: VolumeHandle) -> PathBuf {
         self.dir.join(handle.volume.to_string())
     }
+
+    /// The device of the one attached volume.
+    pub fn device(&self) -> Option<PathBuf> {
+        self.attached.lock().expect("not poisoned").values().next().cloned()
+    }
+
+    /// Loses all state, as a wiped state directory would; the devices stay.
+    pub fn forget(&self) {
+        self.attached.lock().expect("not poisoned").clear();
+    }
 }
 
 #[async_trait]
@@ -293,7 +310,8 @@ impl Driver {
             Arc::new(MemoryConnector(mds.clone())),
         );
         let limit = NodeInfo { volumes_max: Some(VOLUMES_MAX) };
-        let nodes = Box::new(ListedNodes([(NODE.to_owned(), limit)].into()));
+        let nodes =
+            Box::new(ListedNodes([(NODE.to_owned(), limit), ("node-2".to_owned(), limit)].into()));
         let context = Arc::new(controller::Context { clusters, nodes });
         let rpcs = Rpcs::new(RpcMetrics::register(&mut Default::default()));
         let router = Server::builder()
@@ -316,6 +334,23 @@ impl Driver {
         Self { dir, agent, controller, node }
     }
 
+    /// Makes a volume; answers its id.
+    pub async fn create(&mut self, request: CreateVolumeRequest) -> String {
+        let made = self.controller.create_volume(request).await.expect("made").into_inner();
+        made.volume.expect("volume").volume_id
+    }
+
+    /// Publishes a volume to `NODE`.
+    pub async fn publish(&mut self, id: &str, capability: &VolumeCapability) {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: id.to_owned(),
+            node_id: NODE.to_owned(),
+            volume_capability: Some(capability.clone()),
+            ..Default::default()
+        };
+        self.controller.controller_publish_volume(request).await.expect("published");
+    }
+
     /// A path inside the driver's directory.
     pub fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
@@ -326,6 +361,31 @@ fn serve(socket: &Path, router: tonic::transport::server::Router) -> Channel {
     let listener = server::bind(socket, Reach::Owner).expect("bind");
     tokio::spawn(server::serve(listener, router, std::future::pending()));
     server::unix_channel(Endpoint::from_static("http://localhost"), socket)
+}
+
+/// A request with nothing unusual in it.
+pub fn create_request(name: &str, size: u64, capability: VolumeCapability) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: name.to_owned(),
+        capacity_range: Some(CapacityRange { required_bytes: size as i64, limit_bytes: 0 }),
+        volume_capabilities: vec![capability],
+        parameters: [("cluster".to_owned(), CLUSTER.to_owned())].into(),
+        ..Default::default()
+    }
+}
+
+pub fn mount(fs_type: &str, mode: Mode) -> VolumeCapability {
+    let mount = MountVolume { fs_type: fs_type.to_owned(), ..Default::default() };
+    capability(AccessType::Mount(mount), mode)
+}
+
+pub fn block(mode: Mode) -> VolumeCapability {
+    capability(AccessType::Block(BlockVolume {}), mode)
+}
+
+fn capability(access_type: AccessType, mode: Mode) -> VolumeCapability {
+    let access_mode = Some(AccessMode { mode: mode.into() });
+    VolumeCapability { access_type: Some(access_type), access_mode }
 }
 
 /// Loop devices and mounts need it.

@@ -1,11 +1,9 @@
 //! csi-sanity against the driver over doubles: the whole protocol in seconds. The same suite over
 //! the real engine is `e2e/tests/csi_sanity.rs`.
 
-mod doubles;
-
 use std::path::PathBuf;
 
-use doubles::{CLUSTER, Driver, is_root};
+use crate::doubles::{CLUSTER, Driver, is_root};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn csi_sanity_finds_no_fault_with_mounted_volumes() {

@@ -1,0 +1,6 @@
+//! The driver, whole, over doubles of the MDS and the agent.
+
+mod controller;
+mod doubles;
+mod node;
+mod sanity;
