@@ -14,7 +14,10 @@ const SYSTEM: &str = "system";
 /// The hierarchies of this machine: one per controller (v1), or the unified one (v2).
 #[derive(Debug)]
 pub struct Cgroups {
+    /// Those that hold controllers: what our processes join.
     mounts: Vec<PathBuf>,
+    /// A v2 hierarchy without controllers beside v1 ones: runc leaves groups in it too.
+    extra: Vec<PathBuf>,
     unified: bool,
 }
 
@@ -31,15 +34,14 @@ impl Cgroups {
                 })
                 .collect()
         };
-        let v1 = of_type("cgroup");
+        let (v1, v2) = (of_type("cgroup"), of_type("cgroup2"));
         if !v1.is_empty() {
-            return Ok(Cgroups { mounts: v1, unified: false });
+            return Ok(Cgroups { mounts: v1, extra: v2, unified: false });
         }
-        let v2 = of_type("cgroup2");
         if v2.is_empty() {
             bail!("no cgroup hierarchy is mounted: pods cannot run on this machine");
         }
-        Ok(Cgroups { mounts: v2.into_iter().take(1).collect(), unified: true })
+        Ok(Cgroups { mounts: v2.into_iter().take(1).collect(), extra: Vec::new(), unified: true })
     }
 
     /// What kubelet is told as its root for the pods of `member`.
@@ -100,6 +102,7 @@ impl Cgroups {
     fn tops(&self, member: Option<&str>) -> Vec<PathBuf> {
         self.mounts
             .iter()
+            .chain(&self.extra)
             .map(|mount| mount.join(TREE))
             .map(|tree| member.map_or(tree.clone(), |member| tree.join(member)))
             .collect()
