@@ -3,6 +3,7 @@
 //! A library, so that end-to-end tests can stop and start nodes of the same cluster;
 //! nothing of the product is linked in here, and nothing here ends up in a product image.
 
+pub mod bench;
 pub mod check;
 pub mod cluster;
 pub mod command;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use xtask::bench::block;
 use xtask::check::{self, Outcome};
 use xtask::cluster::record::ClusterLock;
 use xtask::cluster::{Cluster, verify};
@@ -71,9 +72,35 @@ enum Commands {
         #[command(subcommand)]
         part: Option<TestPart>,
     },
+    /// Measure Curve beside the bare disk, interleaved, in one run
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// The local Kubernetes cluster alone, without Curve
     #[command(subcommand)]
     Cluster(ClusterCommand),
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// A volume of a playground with three chunkservers, through its NBD socket
+    Block {
+        /// Where the playground and the raw file live: a real disk; removed at the end
+        #[arg(long, default_value = "/var/tmp/curve-bench")]
+        dir: PathBuf,
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Of each measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u32,
+        #[arg(long, default_value_t = 1024)]
+        volume_mib: u64,
+        /// Also write every round to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Measure an unoptimized build, for trying the command itself
+        #[arg(long)]
+        debug: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -150,6 +177,7 @@ fn run(command: Commands) -> Result<ExitCode> {
             let passed = test::test(&selection)?;
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Commands::Bench(command) => bench(command)?,
         Commands::Cluster(command) => return cluster(command),
     }
     Ok(ExitCode::SUCCESS)
@@ -180,6 +208,21 @@ fn image(release: bool) -> Result<()> {
         progress.stage("Curve from source", |step| deploy::build(paths, release, step))?;
     progress.stage("image", |step| deploy::load_images(&cluster, &tools, &binaries, step))?;
     Ok(())
+}
+
+fn bench(command: BenchCommand) -> Result<()> {
+    let BenchCommand::Block { dir, rounds, seconds, volume_mib, json, debug } = command;
+    let paths = Paths::from_env()?;
+    let binaries =
+        Progress::new(1).stage("Curve from source", |step| deploy::build(&paths, !debug, step))?;
+    block::run(&block::Options {
+        dir,
+        rounds,
+        seconds,
+        volume_size: volume_mib << 20,
+        json,
+        curve: binaries.join("curve"),
+    })
 }
 
 fn report(outcomes: &[Outcome]) -> ExitCode {
