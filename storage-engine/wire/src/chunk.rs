@@ -56,13 +56,28 @@ pub struct ChunkRange {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
     /// `data.len() == range.len`.
-    Write { range: ChunkRange, writer: Writer, data: Bytes },
-    WriteZeroes { range: ChunkRange, writer: Writer },
-    Discard { range: ChunkRange, writer: Writer },
+    Write {
+        range: ChunkRange,
+        writer: Writer,
+        data: Bytes,
+    },
+    WriteZeroes {
+        range: ChunkRange,
+        writer: Writer,
+    },
+    Discard {
+        range: ChunkRange,
+        writer: Writer,
+    },
     /// Refuse, for good, everything of this volume below `min_epoch`.
-    Fence { volume: VolumeId, min_epoch: Epoch },
+    Fence {
+        volume: VolumeId,
+        min_epoch: Epoch,
+    },
     /// Drop all chunks and the fence of a volume that the MDS has deleted; its id never returns.
-    DeleteVolume { volume: VolumeId },
+    DeleteVolume {
+        volume: VolumeId,
+    },
 }
 
 /// A read by a session.
@@ -176,8 +191,21 @@ impl Command {
 
     /// Decodes header and payload that lie in one buffer; the payload is not copied.
     pub fn decode(raw: &Bytes) -> Result<Self, ChunkMessageError> {
-        let header = OpHeader::decode(raw)?;
-        let payload = raw.slice(OP_HEADER_LEN..);
+        let (header, payload) = Self::split(raw)?;
+        Self::decode_parts(&header, payload)
+    }
+
+    /// Cuts a command between header and payload, without copying or looking into either.
+    pub fn split(raw: &Bytes) -> Result<(Bytes, Bytes), ChunkMessageError> {
+        if raw.len() < OP_HEADER_LEN {
+            return Err(ChunkMessageError::Short(raw.len()));
+        }
+        Ok((raw.slice(..OP_HEADER_LEN), raw.slice(OP_HEADER_LEN..)))
+    }
+
+    /// Decodes a command that was cut by `split` or made by `encode`.
+    pub fn decode_parts(header: &[u8], payload: Bytes) -> Result<Self, ChunkMessageError> {
+        let header = OpHeader::decode(header)?;
         match header.op {
             OP_WRITE => {
                 let range = header.range()?;
@@ -189,9 +217,7 @@ impl Command {
             }
             OP_ZERO => Ok(Self::WriteZeroes { range: header.range()?, writer: header.writer }),
             OP_DISCARD => Ok(Self::Discard { range: header.range()?, writer: header.writer }),
-            OP_FENCE => {
-                Ok(Self::Fence { volume: header.volume, min_epoch: header.writer.epoch })
-            }
+            OP_FENCE => Ok(Self::Fence { volume: header.volume, min_epoch: header.writer.epoch }),
             OP_DELETE => Ok(Self::DeleteVolume { volume: header.volume }),
             other => Err(ChunkMessageError::Operation(other)),
         }
