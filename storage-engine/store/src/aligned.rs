@@ -9,7 +9,8 @@ use crate::disk::ALIGN;
 
 /// Capacities kept for reuse, with how many of each: many small ones for reads of a few blocks,
 /// few large ones. At most 6.5 MiB in a process.
-const CLASSES: [(usize, usize); 4] = [(4 << 10, 128), (16 << 10, 32), (128 << 10, 12), (1 << 20, 4)];
+const CLASSES: [(usize, usize); 4] =
+    [(4 << 10, 128), (16 << 10, 32), (128 << 10, 12), (1 << 20, 4)];
 
 static POOL: [Mutex<Vec<AlignedBuf>>; CLASSES.len()] = [const { Mutex::new(Vec::new()) }; 4];
 
@@ -32,7 +33,8 @@ impl AlignedBuf {
     /// A buffer of `len` bytes, from the pool if one fits. Its content is unspecified.
     pub fn take(len: usize) -> PooledBuf {
         let class = CLASSES.iter().position(|(capacity, _)| *capacity >= len);
-        let reused = class.and_then(|i| POOL[i].lock().unwrap_or_else(PoisonError::into_inner).pop());
+        let reused =
+            class.and_then(|i| POOL[i].lock().unwrap_or_else(PoisonError::into_inner).pop());
         let capacity = class.map_or(len, |i| CLASSES[i].0);
         let mut buf = reused.unwrap_or_else(|| Self::with_capacity(capacity));
         buf.len = len;

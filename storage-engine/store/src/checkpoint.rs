@@ -72,7 +72,8 @@ impl<'a> Writer<'a> {
             let what = format!("a checkpoint needs more than its slot of {}", ByteSize(slot_len));
             return Err(StoreError::NoSpace { what });
         }
-        let header = frame_header(self.sb.salt(), self.seq, self.frames, self.frame.len() - HEADER_LEN);
+        let header =
+            frame_header(self.sb.salt(), self.seq, self.frames, self.frame.len() - HEADER_LEN);
         self.frame[..header.len()].copy_from_slice(&header);
         let crc = frame_crc(&self.frame);
         self.frame[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
@@ -226,7 +227,8 @@ impl<'a> Reader<'a> {
         self.disk.read_at(&mut self.frame, offset).map_err(|source| {
             ReadError::Store(StoreError::io("read checkpoint", offset, source))
         })?;
-        let payload = u32::from_le_bytes(self.frame[24..28].try_into().expect("four bytes")) as usize;
+        let payload =
+            u32::from_le_bytes(self.frame[24..28].try_into().expect("four bytes")) as usize;
         let crc = u32::from_le_bytes(self.frame[28..32].try_into().expect("four bytes"));
         if payload > FRAME_LEN - HEADER_LEN {
             return Err(Malformed("a frame's length is out of range").into());
@@ -294,8 +296,8 @@ impl<'a> Reader<'a> {
                 return Err(Malformed("a chunk's number of blocks is out of range").into());
             }
             let bitmap = if dense { self.array::<BITMAP_LEN>()? } else { [0; BITMAP_LEN] };
-            let mut set =
-                (0..BLOCKS_PER_CHUNK as u16).filter(|i| bitmap[usize::from(*i) / 8] >> (i % 8) & 1 != 0);
+            let mut set = (0..BLOCKS_PER_CHUNK as u16)
+                .filter(|i| bitmap[usize::from(*i) / 8] >> (i % 8) & 1 != 0);
             let mut chunk = Chunk::default();
             for _ in 0..count {
                 let index = match dense {
@@ -304,7 +306,9 @@ impl<'a> Reader<'a> {
                 };
                 let addr = BlockAddr { block: self.u32()?, crc: self.u32()? };
                 if u64::from(index) >= BLOCKS_PER_CHUNK || chunk.has(index) {
-                    return Err(Malformed("a chunk's block index is out of range or doubled").into());
+                    return Err(
+                        Malformed("a chunk's block index is out of range or doubled").into()
+                    );
                 }
                 claim(addr.block)?;
                 chunk.set_device(index, addr);

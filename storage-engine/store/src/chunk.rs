@@ -94,7 +94,11 @@ impl Chunk {
         match &self.table {
             Table::Sparse(list) => Box::new(list.iter().copied()),
             Table::Dense { slots, .. } => Box::new(
-                slots.iter().enumerate().filter(|(_, a)| **a != VACANT).map(|(i, a)| (i as u16, *a)),
+                slots
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, a)| **a != VACANT)
+                    .map(|(i, a)| (i as u16, *a)),
             ),
         }
     }
@@ -171,10 +175,9 @@ impl Chunk {
 
     fn remove_device(&mut self, index: u16) -> Displaced {
         let removed = match &mut self.table {
-            Table::Sparse(list) => list
-                .binary_search_by_key(&index, |(i, _)| *i)
-                .ok()
-                .map(|at| list.remove(at).1),
+            Table::Sparse(list) => {
+                list.binary_search_by_key(&index, |(i, _)| *i).ok().map(|at| list.remove(at).1)
+            }
             Table::Dense { slots, count } => {
                 let slot = std::mem::replace(&mut slots[usize::from(index)], VACANT);
                 *count -= usize::from(slot != VACANT);

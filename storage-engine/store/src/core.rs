@@ -175,5 +175,4 @@ impl Upkeep {
         }
         std::mem::take(&mut requests)
     }
-
 }

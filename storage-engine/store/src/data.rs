@@ -8,8 +8,8 @@ use bytes::Bytes;
 use curve_types::BLOCK_SIZE;
 
 use crate::StoreError;
-use crate::alloc::Allocator;
 use crate::aligned::AlignedBuf;
+use crate::alloc::Allocator;
 use crate::chunk::BlockAddr;
 use crate::codec::crc32c;
 use crate::health::Device;
@@ -35,7 +35,13 @@ pub(crate) struct DataArea {
 }
 
 impl DataArea {
-    pub fn new(device: Arc<Device>, offset: u64, alloc: Allocator, overlay: Overlay, total: u64) -> Self {
+    pub fn new(
+        device: Arc<Device>,
+        offset: u64,
+        alloc: Allocator,
+        overlay: Overlay,
+        total: u64,
+    ) -> Self {
         Self {
             device,
             offset,
@@ -135,7 +141,8 @@ impl Overlay {
     }
 
     pub fn remove_blocks(&self, count: u64) {
-        if count > 0 && self.bytes.fetch_sub(count * BLOCK_SIZE, Ordering::Relaxed) > self.bytes_max {
+        if count > 0 && self.bytes.fetch_sub(count * BLOCK_SIZE, Ordering::Relaxed) > self.bytes_max
+        {
             self.wake();
         }
     }

@@ -28,7 +28,9 @@ pub enum StoreError {
     #[error("device cannot be used: {what}")]
     Unusable { what: String },
     /// A block's bytes do not match its checksum. Only this block is affected; the store goes on.
-    #[error("block {block} of chunk {key} does not match its checksum (device block {device_block})")]
+    #[error(
+        "block {block} of chunk {key} does not match its checksum (device block {device_block})"
+    )]
     BadBlock { key: ChunkKey, block: u32, device_block: u32 },
     /// The WAL has no room, and neither a checkpoint nor the pressure callback made any in time.
     /// Nothing of the refused call took effect.

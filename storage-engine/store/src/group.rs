@@ -8,7 +8,7 @@ use bytes::Bytes;
 use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId, VolumeId};
 
 use crate::core::{Core, Switch};
-use crate::log::index::{LogIndex, Loc, Slot, check_entries};
+use crate::log::index::{Loc, LogIndex, Slot, check_entries};
 use crate::space::{ChunkMap, Pin, Space, places, read_places};
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
@@ -101,10 +101,8 @@ impl GroupInner {
         if truncate.is_none() {
             core.wal.written(0, cost);
         }
-        core.queue.push(truncate.into_iter().chain([Record::Purge(applied)]).map(|record| Queued {
-            job: Job::Record { group: self.id, record },
-            reserved: cost,
-            done: None,
+        core.queue.push(truncate.into_iter().chain([Record::Purge(applied)]).map(|record| {
+            Queued { job: Job::Record { group: self.id, record }, reserved: cost, done: None }
         }));
         Ok(())
     }
@@ -249,7 +247,11 @@ impl Group {
 
     /// Entries of `range` that exist, in order, as many as fit into `bytes_max`, but at least one
     /// if there is one. What was purged or is not there yet is left out.
-    pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<LogEntry>, StoreError> {
+    pub fn entries(
+        &self,
+        range: Range<u64>,
+        bytes_max: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let slots = self.inner.log().select(range, bytes_max);
         let mut entries = Vec::with_capacity(slots.len());
         let mut at = 0;
@@ -300,7 +302,11 @@ impl Group {
     }
 
     /// An entry that was purged while it was read is no damage: it is left out.
-    fn judge_read_error(&self, slots: &[Slot], error: StoreError) -> Result<Vec<LogEntry>, StoreError> {
+    fn judge_read_error(
+        &self,
+        slots: &[Slot],
+        error: StoreError,
+    ) -> Result<Vec<LogEntry>, StoreError> {
         let log = self.inner.log();
         let gone = slots.iter().any(|slot| !log.holds(slot.position));
         match gone && matches!(error, StoreError::Corrupt { .. }) {
@@ -465,7 +471,8 @@ impl ChunkView {
         if blocks.start > blocks.end || end > curve_types::CHUNK_SIZE {
             return Err(StoreError::invalid(format!("blocks {blocks:?} of a chunk of 1024")));
         }
-        let (offset, len) = (blocks.start * BLOCK_SIZE as u32, blocks.len() as u32 * BLOCK_SIZE as u32);
+        let (offset, len) =
+            (blocks.start * BLOCK_SIZE as u32, blocks.len() as u32 * BLOCK_SIZE as u32);
         let found = self.shared.chunks.get(&key).map(|chunk| places(chunk, offset, len));
         read_places(&self.shared.pin.space.data, found, key, offset, len)
     }
@@ -483,9 +490,13 @@ impl Install {
     /// is full.
     pub fn put(&self, key: ChunkKey, offset: u32, data: Bytes) -> Result<(), StoreError> {
         let core = self.group.core();
-        if !u64::from(offset).is_multiple_of(BLOCK_SIZE) || !(data.len() as u64).is_multiple_of(BLOCK_SIZE) {
+        if !u64::from(offset).is_multiple_of(BLOCK_SIZE)
+            || !(data.len() as u64).is_multiple_of(BLOCK_SIZE)
+        {
             let len = data.len();
-            return Err(StoreError::invalid(format!("installed bytes at {offset}, {len} long, are not whole blocks")));
+            return Err(StoreError::invalid(format!(
+                "installed bytes at {offset}, {len} long, are not whole blocks"
+            )));
         }
         core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
         let Some(space) = &self.space else { return Ok(()) };

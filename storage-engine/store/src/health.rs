@@ -17,12 +17,7 @@ pub(crate) struct Device {
 
 impl Device {
     pub fn new(disk: Arc<dyn Disk>) -> Self {
-        Self {
-            disk,
-            failure: OnceLock::new(),
-            callback: Mutex::new(None),
-            wakers: OnceLock::new(),
-        }
+        Self { disk, failure: OnceLock::new(), callback: Mutex::new(None), wakers: OnceLock::new() }
     }
 
     /// Raw access, for writers that report their own step.

@@ -62,7 +62,11 @@ struct Replay {
 }
 
 impl Replay {
-    fn from_checkpoint(disk: &dyn Disk, superblock: &Superblock, root: &Root) -> Result<Self, StoreError> {
+    fn from_checkpoint(
+        disk: &dyn Disk,
+        superblock: &Superblock,
+        root: &Root,
+    ) -> Result<Self, StoreError> {
         let blocks = superblock.layout.data_blocks as u32;
         let mut replay = Self {
             checkpoint_lsn: root.checkpoint_lsn,
@@ -81,7 +85,12 @@ impl Replay {
         Ok(replay)
     }
 
-    fn read_checkpoint(&mut self, disk: &dyn Disk, superblock: &Superblock, root: &Root) -> Result<(), ReadError> {
+    fn read_checkpoint(
+        &mut self,
+        disk: &dyn Disk,
+        superblock: &Superblock,
+        root: &Root,
+    ) -> Result<(), ReadError> {
         let mut reader = checkpoint::Reader::new(disk, superblock, root)?;
         for _ in 0..reader.u32()? {
             let (id, meta) = reader.group()?;
@@ -102,7 +111,8 @@ impl Replay {
                 state: meta.state,
                 chunks: chunks.into_iter().map(|(key, chunk)| (key, Arc::new(chunk))).collect(),
             };
-            if self.groups.insert(id, found).is_some() || self.wal.groups.insert(id, wal).is_some() {
+            if self.groups.insert(id, found).is_some() || self.wal.groups.insert(id, wal).is_some()
+            {
                 return Err(Malformed("a group appears twice").into());
             }
         }

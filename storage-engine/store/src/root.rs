@@ -42,7 +42,8 @@ pub(crate) fn write(disk: &dyn Disk, sb: &Superblock, root: &Root) -> Result<(),
 
 /// The newest valid root.
 pub(crate) fn load(disk: &dyn Disk, sb: &Superblock) -> Result<Root, StoreError> {
-    let mut found: [Result<Root, Malformed>; 2] = [Err(Malformed("unread")), Err(Malformed("unread"))];
+    let mut found: [Result<Root, Malformed>; 2] =
+        [Err(Malformed("unread")), Err(Malformed("unread"))];
     for (place, offset) in PLACES.into_iter().enumerate() {
         let mut block = AlignedBuf::take(ALIGN);
         disk.read_at(&mut block, offset)
@@ -101,7 +102,8 @@ fn decode(sb: &Superblock, block: &[u8]) -> Result<Root, Malformed> {
         head_seq: fields.u64()?,
         generation: fields.u64()?,
     };
-    let aligned = root.tail_lsn.is_multiple_of(BLOCK_SIZE) && root.head_lsn.is_multiple_of(BLOCK_SIZE);
+    let aligned =
+        root.tail_lsn.is_multiple_of(BLOCK_SIZE) && root.head_lsn.is_multiple_of(BLOCK_SIZE);
     let ordered = root.tail_lsn <= root.checkpoint_lsn && root.checkpoint_lsn <= root.head_lsn;
     if !aligned || !ordered || root.head_lsn - root.tail_lsn > sb.layout.wal_len {
         return Err(Malformed("its WAL positions contradict each other"));

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
 
+use crate::StoreError;
 use crate::aligned::AlignedBuf;
 use crate::chunk::{Chunk, Displaced, Place};
 use crate::codec::crc32c;
 use crate::data::DataArea;
-use crate::StoreError;
 
 const BLOCK: u32 = BLOCK_SIZE as u32;
 
@@ -188,7 +188,12 @@ impl Space {
     }
 
     /// Replaces whole and partial blocks. One caller at a time; reads may go on beside it.
-    pub fn write(self: &Arc<Self>, key: ChunkKey, offset: u32, data: Bytes) -> Result<(), StoreError> {
+    pub fn write(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        offset: u32,
+        data: Bytes,
+    ) -> Result<(), StoreError> {
         let end = check_range(offset, data.len() as u64)?;
         let mut blocks = Vec::with_capacity(data.len() / BLOCK as usize + 2);
         let mut at = offset;
@@ -241,7 +246,12 @@ impl Space {
     }
 
     /// Makes the range read as zeroes: whole blocks become holes, partial ones are rewritten.
-    pub fn write_zeroes(self: &Arc<Self>, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
+    pub fn write_zeroes(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+    ) -> Result<(), StoreError> {
         let end = check_range(offset, u64::from(len))?;
         let (first, last) = whole_blocks(offset, end);
         if first >= last {
@@ -311,7 +321,12 @@ impl Space {
         self.forget(chunks.into_iter());
     }
 
-    pub fn read(self: &Arc<Self>, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
+    pub fn read(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+    ) -> Result<Bytes, StoreError> {
         check_range(offset, u64::from(len))?;
         let pin = self.pin();
         // Places, not the chunk: holding the chunk would make a writer beside us copy it.
@@ -390,7 +405,9 @@ fn check_range(offset: u32, len: u64) -> Result<u32, StoreError> {
     let end = u64::from(offset) + len;
     match end <= CHUNK_SIZE {
         true => Ok(end as u32),
-        false => Err(StoreError::invalid(format!("bytes {offset}..{end} reach past a chunk's end"))),
+        false => {
+            Err(StoreError::invalid(format!("bytes {offset}..{end} reach past a chunk's end")))
+        }
     }
 }
 

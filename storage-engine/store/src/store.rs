@@ -180,7 +180,7 @@ impl Store {
         let groups = recovered
             .into_iter()
             .map(|(inner, applied, state)| {
-                let (vote, log_state) = (inner.log().vote, inner.log().state());
+                let (vote, log_state) = inner.log().vote_and_state();
                 let group = Group { owner: owner.clone(), inner };
                 RecoveredGroup { group, vote, log_state, applied, state }
             })
@@ -235,8 +235,7 @@ impl Store {
             return Err(StoreError::invalid(format!("copyset {id} exists already")));
         }
         let space = Space::new(core.data.clone(), ChunkMap::new());
-        let inner =
-            GroupInner::new(id, u64::MAX, LogIndex::default(), space, (None, Bytes::new()));
+        let inner = GroupInner::new(id, u64::MAX, LogIndex::default(), space, (None, Bytes::new()));
         groups.insert(id, inner.clone());
         let job = Job::Create { group: inner.clone() };
         core.queue.push([Queued { job, reserved, done: Some(done) }]);
@@ -322,7 +321,8 @@ fn build_core(
 ) -> (Arc<Core>, Vec<RecoveredInner>) {
     let layout = superblock.layout;
     let data_len = layout.data_blocks * BLOCK_SIZE;
-    let overlay = Overlay::new(options.overlay_bytes_max.min(data_len / OVERLAY_PART).max(OVERLAY_MIN));
+    let overlay =
+        Overlay::new(options.overlay_bytes_max.min(data_len / OVERLAY_PART).max(OVERLAY_MIN));
     let data = Arc::new(DataArea::new(
         device.clone(),
         layout.data_offset,

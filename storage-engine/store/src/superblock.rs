@@ -79,11 +79,19 @@ impl Layout {
         let checkpoint_offset = HEAD_LEN + wal_len;
         let data_offset = checkpoint_offset + 2 * slot_len;
         let data_blocks = (size - data_offset) / BLOCK_SIZE;
-        Self { wal_offset: HEAD_LEN, wal_len, checkpoint_offset, slot_len, data_offset, data_blocks }
+        Self {
+            wal_offset: HEAD_LEN,
+            wal_len,
+            checkpoint_offset,
+            slot_len,
+            data_offset,
+            data_blocks,
+        }
     }
 
     fn validate(&self, size: u64) -> Result<(), Malformed> {
-        let end = |offset: u64, len: u64| offset.checked_add(len).ok_or(Malformed("layout overflow"));
+        let end =
+            |offset: u64, len: u64| offset.checked_add(len).ok_or(Malformed("layout overflow"));
         let aligned = [self.wal_offset, self.wal_len, self.checkpoint_offset, self.data_offset]
             .iter()
             .all(|v| v % BLOCK_SIZE == 0);
@@ -249,7 +257,9 @@ fn plan(disk: &dyn Disk, options: &FormatOptions) -> Result<Superblock, StoreErr
         }),
         DeviceState::Foreign { what } => unusable(format!("it holds {what}")),
         DeviceState::Damaged { what } => unusable(what),
-        DeviceState::Formatted(s) => unusable(format!("it is already device {} ({})", s.device, s.name)),
+        DeviceState::Formatted(s) => {
+            unusable(format!("it is already device {} ({})", s.device, s.name))
+        }
     }
 }
 

@@ -7,17 +7,17 @@ use std::sync::{Arc, PoisonError, mpsc};
 use bytes::Bytes;
 use curve_types::CopysetId;
 
+use crate::Done;
+use crate::LogPosition;
+use crate::StoreError;
 use crate::checkpoint::{GroupMeta, Writer};
 use crate::chunk::BlockAddr;
 use crate::core::{Core, Requests, Switch};
 use crate::group::GroupInner;
-use crate::LogPosition;
 use crate::root::{self, Root};
 use crate::space::{ChunkMap, DirtyBlock, Space};
-use crate::Done;
 use crate::wal::queue::{Job, Queued};
 use crate::wal::writer::Capture;
-use crate::StoreError;
 
 /// Blocks flushed between two updates of the tables, so that appliers get room early.
 const FLUSH_BLOCKS: usize = 256;
@@ -59,7 +59,8 @@ impl UpkeepThread {
                 self.core.device.fail(error.clone());
             }
             let left = requests.checkpointed.into_iter();
-            left.chain(requests.switches.into_iter().map(|s| s.done)).for_each(|done| done(result.clone()));
+            left.chain(requests.switches.into_iter().map(|s| s.done))
+                .for_each(|done| done(result.clone()));
             if requests.stop {
                 return;
             }
@@ -95,7 +96,11 @@ impl UpkeepThread {
         shadows.iter().try_for_each(|space| self.flush(space, |_| ()))
     }
 
-    fn flush(&self, space: &Space, placed: impl FnMut(&[(DirtyBlock, BlockAddr)])) -> Result<(), StoreError> {
+    fn flush(
+        &self,
+        space: &Space,
+        placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
+    ) -> Result<(), StoreError> {
         self.write_blocks(space, space.dirty_blocks(), placed)
     }
 
@@ -124,9 +129,11 @@ impl UpkeepThread {
         let (answer, question) = mpsc::channel();
         self.core.queue.push([Queued { job: Job::Capture(answer), reserved: 0, done: None }]);
         question.recv().map_err(|_| {
-            self.core.device.check().err().unwrap_or_else(|| StoreError::Failed {
-                reason: "the IO thread has ended".into(),
-            })
+            self.core
+                .device
+                .check()
+                .err()
+                .unwrap_or_else(|| StoreError::Failed { reason: "the IO thread has ended".into() })
         })
     }
 
@@ -169,9 +176,15 @@ impl UpkeepThread {
         Ok(())
     }
 
-    fn capture(&self, id: CopysetId, start: &Capture, switches: &[Switch]) -> Result<Captured, StoreError> {
+    fn capture(
+        &self,
+        id: CopysetId,
+        start: &Capture,
+        switches: &[Switch],
+    ) -> Result<Captured, StoreError> {
         let known = start.groups.get(&id).copied().unwrap_or_default();
-        let group = self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let group =
+            self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
         let mut meta = GroupMeta {
             vote: known.vote,
             applied: None,
@@ -182,7 +195,13 @@ impl UpkeepThread {
         // A group created anew under the id is not the one the WAL knew at `start`.
         let group = group.filter(|group| group.first_lsn_is(known.first_lsn));
         let Some(group) = group else {
-            return Ok(Captured { id, meta, chunks: ChunkMap::new(), group: None, log_replaced: false });
+            return Ok(Captured {
+                id,
+                meta,
+                chunks: ChunkMap::new(),
+                group: None,
+                log_replaced: false,
+            });
         };
         let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
         let mut log_replaced = false;

@@ -54,8 +54,16 @@ pub(crate) struct LogIndex {
 }
 
 impl LogIndex {
-    pub fn recovered(vote: Option<Vote>, last_purged: Option<LogPosition>, applied: Option<LogPosition>) -> Self {
+    pub fn recovered(
+        vote: Option<Vote>,
+        last_purged: Option<LogPosition>,
+        applied: Option<LogPosition>,
+    ) -> Self {
         Self { vote, last_purged, durable_applied: applied, ..Self::default() }
+    }
+
+    pub fn vote_and_state(&self) -> (Option<Vote>, LogState) {
+        (self.vote, self.state())
     }
 
     pub fn state(&self) -> LogState {
@@ -73,7 +81,13 @@ impl LogIndex {
     }
 
     /// Adds an entry after the last and returns its id.
-    pub fn push(&mut self, position: LogPosition, len: usize, loc: Option<Loc>, cached: Option<LogEntry>) -> u64 {
+    pub fn push(
+        &mut self,
+        position: LogPosition,
+        len: usize,
+        loc: Option<Loc>,
+        cached: Option<LogEntry>,
+    ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.slots.push_back(Slot { position, id, loc, len, cached });
@@ -198,7 +212,10 @@ impl LogIndex {
         let pairs = self.slots.iter().zip(self.slots.iter().skip(1));
         for (a, b) in pairs {
             if a.position.index + 1 != b.position.index {
-                return Err(format!("entry {} is followed by {}", a.position.index, b.position.index));
+                return Err(format!(
+                    "entry {} is followed by {}",
+                    a.position.index, b.position.index
+                ));
             }
         }
         match (self.first_index(), self.last_purged) {
@@ -239,7 +256,9 @@ pub(crate) fn check_entries(next: Option<u64>, entries: &[LogEntry]) -> Result<(
     for entry in entries {
         if next != Some(entry.position.index) {
             let (want, got) = (next.unwrap_or_default(), entry.position.index);
-            return Err(StoreError::invalid(format!("entry {got} does not follow: expected {want}")));
+            return Err(StoreError::invalid(format!(
+                "entry {got} does not follow: expected {want}"
+            )));
         }
         if entry.len() > LogEntry::BYTES_MAX {
             let (len, max) = (entry.len(), LogEntry::BYTES_MAX);

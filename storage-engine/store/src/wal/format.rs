@@ -109,7 +109,13 @@ impl BatchBuilder {
     }
 
     /// Adds a record; `body` writes what follows the record header. Returns the record's length.
-    pub fn record(&mut self, kind: u8, entry_kind: u8, group: CopysetId, body: impl FnOnce(&mut AlignedBuf)) -> u32 {
+    pub fn record(
+        &mut self,
+        kind: u8,
+        entry_kind: u8,
+        group: CopysetId,
+        body: impl FnOnce(&mut AlignedBuf),
+    ) -> u32 {
         let start = self.buf.len();
         self.buf.put(&[0; 8]);
         self.buf.put(&[kind, entry_kind, 0, 0]);
@@ -142,7 +148,9 @@ impl BatchBuilder {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Record {
     /// First record after each open: what was cut, if anything.
-    Open { cut: bool },
+    Open {
+        cut: bool,
+    },
     CreateGroup,
     RemoveGroup,
     Vote(Vote),
@@ -201,7 +209,12 @@ pub(crate) fn add_entry(batch: &mut BatchBuilder, group: CopysetId, entry: &LogE
 pub(crate) enum Found {
     Record(Record),
     /// Header and payload are left where they are.
-    Entry { position: LogPosition, kind: u8, header_len: u32, payload_len: u32 },
+    Entry {
+        position: LogPosition,
+        kind: u8,
+        header_len: u32,
+        payload_len: u32,
+    },
 }
 
 /// One verified record.
@@ -222,7 +235,8 @@ impl<'a> RawRecord<'a> {
         if len < RECORD_HEADER_LEN {
             return Err(Malformed("a record is shorter than its header"));
         }
-        let (record, rest) = bytes.split_at_checked(len).ok_or(Malformed("a record is cut short"))?;
+        let (record, rest) =
+            bytes.split_at_checked(len).ok_or(Malformed("a record is cut short"))?;
         if crc32c(&record[4..]) != crc {
             return Err(Malformed("a record's checksum does not match"));
         }
@@ -252,7 +266,12 @@ impl<'a> RawRecord<'a> {
                 if u64::from(header_len) + u64::from(payload_len) != body.len() as u64 {
                     return Err(Malformed("an entry's lengths do not add up"));
                 }
-                return Ok(Found::Entry { position, kind: self.entry_kind, header_len, payload_len });
+                return Ok(Found::Entry {
+                    position,
+                    kind: self.entry_kind,
+                    header_len,
+                    payload_len,
+                });
             }
             _ => return Err(Malformed("a record of an unknown kind")),
         };

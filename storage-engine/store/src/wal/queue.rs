@@ -7,25 +7,34 @@ use std::time::Duration;
 
 use curve_types::CopysetId;
 
+use crate::StoreError;
 use crate::group::GroupInner;
 use crate::health::Device;
 use crate::log::LogEntry;
 use crate::store::Done;
 use crate::wal::format::Record;
 use crate::wal::writer::Capture;
-use crate::StoreError;
 
 /// Bytes of entries that may wait before `append` makes its caller wait: about 50 ms of a fast
 /// disk, so that a stalled one does not fill the memory.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 pub(crate) enum Job {
-    Record { group: CopysetId, record: Record },
+    Record {
+        group: CopysetId,
+        record: Record,
+    },
     /// Only a callback that keeps its place in the order.
     Nothing,
     /// The first record of a group.
-    Create { group: Arc<GroupInner> },
-    Entry { group: Arc<GroupInner>, id: u64, entry: LogEntry },
+    Create {
+        group: Arc<GroupInner>,
+    },
+    Entry {
+        group: Arc<GroupInner>,
+        id: u64,
+        entry: LogEntry,
+    },
     /// Answers what is durable and what the WAL says of each group, once everything queued before
     /// is durable.
     Capture(Sender<Capture>),

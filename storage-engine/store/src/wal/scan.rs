@@ -94,7 +94,11 @@ pub(crate) fn scan(
 }
 
 /// The header at the end so far, if it continues the log.
-fn next_batch(window: &mut Window<'_>, salt: u64, end: &End) -> Result<Option<BatchHeader>, StoreError> {
+fn next_batch(
+    window: &mut Window<'_>,
+    salt: u64,
+    end: &End,
+) -> Result<Option<BatchHeader>, StoreError> {
     let ring_len = window.ring.len;
     let header = BatchHeader::decode(salt, window.at(end.lsn, BLOCK)?);
     Ok(header.filter(|h| {
@@ -108,14 +112,18 @@ fn next_batch(window: &mut Window<'_>, salt: u64, end: &End) -> Result<Option<Ba
 
 /// Looks at everything after the end. A later batch whose mark covers the missing one proves that
 /// it was acknowledged: damage. Otherwise what is there was in flight when the power went.
-fn judge_tail(window: &mut Window<'_>, salt: u64, root: &Root, end: &mut End) -> Result<(), StoreError> {
+fn judge_tail(
+    window: &mut Window<'_>,
+    salt: u64,
+    root: &Root,
+    end: &mut End,
+) -> Result<(), StoreError> {
     let limit = root.tail_lsn + window.ring.len;
     let mut lsn = end.lsn;
     while lsn < limit {
         let header = BatchHeader::decode(salt, window.at(lsn, BLOCK)?);
-        let later = header.filter(|h| {
-            h.lsn == lsn && h.seq >= end.seq && h.generation >= end.generation
-        });
+        let later =
+            header.filter(|h| h.lsn == lsn && h.seq >= end.seq && h.generation >= end.generation);
         if let Some(header) = later {
             if header.mark >= end.seq {
                 return Err(StoreError::corrupt(format!(

@@ -92,7 +92,8 @@ impl Writer {
     /// Runs until the queue is closed and empty.
     pub fn run(mut self) {
         loop {
-            let idle: Option<Duration> = self.mark_owed.then_some(self.core.options.idle_mark_after);
+            let idle: Option<Duration> =
+                self.mark_owed.then_some(self.core.options.idle_mark_after);
             match self.core.queue.take(idle) {
                 Next::Jobs(jobs) => self.write_all(jobs),
                 Next::Idle => self.write_mark(),
@@ -191,7 +192,12 @@ impl Writer {
                 Job::Entry { group, id, entry } if result.is_ok() => {
                     let len = entry.len();
                     self.cache_bytes += len;
-                    self.cache.push_back(CachedEntry { group, index: entry.position.index, id, len });
+                    self.cache.push_back(CachedEntry {
+                        group,
+                        index: entry.position.index,
+                        id,
+                        len,
+                    });
                 }
                 // Without an answer the asker's channel closes, which it takes for the failure.
                 Job::Capture(answer) if result.is_ok() => {
