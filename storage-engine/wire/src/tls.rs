@@ -58,8 +58,7 @@ pub fn rustls_server_config(identity: &Identity) -> Result<Arc<ServerConfig>, Tl
         .map_err(pem("tls.crt"))?;
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(pem("tls.key"))?;
     let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build()?;
-    let config = ServerConfig::builder()
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)?;
+    let config =
+        ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key)?;
     Ok(Arc::new(config))
 }

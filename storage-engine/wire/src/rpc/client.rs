@@ -70,9 +70,9 @@ impl Connection {
         let connect_error = |source| RpcError::Connect { address: address.to_owned(), source };
         let mut stream = connected.map_err(connect_error)?;
         stream.set_nodelay(true).map_err(connect_error)?;
-        let device = auth::connect(&mut stream, credentials, expected).await.map_err(|source| {
-            RpcError::Handshake { address: address.to_owned(), source }
-        })?;
+        let device = auth::connect(&mut stream, credentials, expected)
+            .await
+            .map_err(|source| RpcError::Handshake { address: address.to_owned(), source })?;
         Ok(Self::start(stream, device))
     }
 
