@@ -88,6 +88,8 @@ pub struct Usage {
     pub data_blocks_total: u64,
     /// Blocks that live chunk tables refer to, overlay blocks included.
     pub data_blocks_used: u64,
+    /// Blocks that may be written at once.
+    pub data_blocks_free: u64,
     /// Superseded, but still referred to by the last checkpoint or a view.
     pub data_blocks_pending_free: u64,
     /// Part of these that only views hold back, as of the last checkpoint.
@@ -277,6 +279,7 @@ impl Store {
         Usage {
             data_blocks_total: data.blocks_total,
             data_blocks_used: data.live.load(Ordering::Relaxed),
+            data_blocks_free: data.free_blocks(),
             data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
             data_blocks_pinned: data.pinned.load(Ordering::Relaxed),
             data_blocks_reserve: core.reserve_blocks(),

@@ -1,6 +1,8 @@
 //! Shared by the store's tests: simulated devices, waiting for callbacks, made-up entries.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod model;
+
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
