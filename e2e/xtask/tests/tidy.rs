@@ -45,7 +45,7 @@ const IMPORTS: &[(&str, &str, &[&str])] = &[
 const BEHIND_A_BOUNDARY: &[(&str, &[&str])] = &[
     ("openraft", &["curve-raft", "curve-mds", "curve-chunkserver"]),
     ("io-uring", &["curve-store"]),
-    ("kube", &["curve-operator", "curve-csi"]),
+    ("kube", &["curve-operator", "curve-csi", "curve"]),
 ];
 
 const PRODUCTION_LINES_MAX: usize = 650;

@@ -10,27 +10,29 @@ use crate::command::{self, wait_until};
 use crate::progress::Step;
 
 const MANIFEST: &str = include_str!("../../manifests/verify.yaml");
-const NAMESPACE: &str = "curve-verify";
+/// Stands for the namespace in the manifest. Each run has its own: deleting takes a while.
+const PLACEHOLDER: &str = "curve-verify";
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub fn plain_pods(cluster: &Cluster, step: &mut Step) -> Result<()> {
     step.say("starting two pods on two nodes");
-    apply_text(cluster, MANIFEST)?;
-    let result = talk(cluster, step);
+    let namespace = format!("{PLACEHOLDER}-{}", std::process::id());
+    apply_text(cluster, &MANIFEST.replace(PLACEHOLDER, &namespace))?;
+    let result = talk(cluster, &namespace, step);
     let mut delete = cluster.kubectl();
-    delete.args(["delete", "namespace", NAMESPACE, "--wait=false"]);
+    delete.args(["delete", "namespace", &namespace, "--wait=false"]);
     command::output(&mut delete)?;
     result
 }
 
-fn talk(cluster: &Cluster, step: &mut Step) -> Result<()> {
+fn talk(cluster: &Cluster, namespace: &str, step: &mut Step) -> Result<()> {
     wait_until("waiting for two plain pods", LIMIT, || {
-        let pods = cluster.get_json(&["-n", NAMESPACE, "pods"])?;
+        let pods = cluster.get_json(&["-n", namespace, "pods"])?;
         let items = pods["items"].as_array().map(Vec::as_slice).unwrap_or_default();
         let running = items.iter().filter(|pod| pod["status"]["phase"] == "Running").count();
         Ok(if running == 2 { Ok(()) } else { Err(format!("{running} of 2 are Running")) })
     })?;
-    let pods = cluster.get_json(&["-n", NAMESPACE, "pods"])?;
+    let pods = cluster.get_json(&["-n", namespace, "pods"])?;
     let field = |name: &str, pointer: &str| -> Result<String> {
         let items = pods["items"].as_array().context("pods without items")?;
         let pod = items.iter().find(|pod| pod["metadata"]["name"] == name);
@@ -43,21 +45,22 @@ fn talk(cluster: &Cluster, step: &mut Step) -> Result<()> {
     for (what, target) in [
         ("pod address", address.as_str()),
         ("service by short name", "server"),
-        ("service by full name", "server.curve-verify.svc.cluster.local"),
+        ("service by full name", &format!("server.{namespace}.svc.cluster.local")),
     ] {
         step.say(format!("{client} to {server} by {what}"));
-        ask(cluster, target).with_context(|| format!("reach {server} from {client} by {what}"))?;
+        ask(cluster, namespace, target)
+            .with_context(|| format!("reach {server} from {client} by {what}"))?;
     }
     step.say(format!("pods on {server} and {client} reach each other by address and name"));
     Ok(())
 }
 
 /// The service's rules reach kube-proxy a moment after the pod is Ready.
-fn ask(cluster: &Cluster, target: &str) -> Result<()> {
+fn ask(cluster: &Cluster, namespace: &str, target: &str) -> Result<()> {
     wait_until("asking the server pod", LIMIT, || {
         let answer = command::output(cluster.kubectl().args([
             "-n",
-            NAMESPACE,
+            namespace,
             "exec",
             "client",
             "--",
