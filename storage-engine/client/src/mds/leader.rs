@@ -18,6 +18,9 @@ use crate::backoff::Backoff;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// One attempt: a leader that is cut off from its followers must not use up the whole deadline.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// A call that fences waits in the MDS for an answer of every copyset, elections included: the MDS
+/// gives up after 40 s, and a caller that gave up earlier would only make it start again.
+const FENCE_ATTEMPT_MAX: Duration = Duration::from_secs(45);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that vanished without a word is noticed after interval plus timeout.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -101,7 +104,39 @@ impl MdsClient {
         F: Fn(Channel, Request<Q>) -> Fut,
         Fut: Future<Output = Result<Response<A>, Status>>,
     {
-        let deadline = Instant::now() + self.deadline;
+        self.attempts(step, request, send, self.deadline, ATTEMPT_MAX).await
+    }
+
+    /// As `call`, for calls that wait for fences.
+    pub(super) async fn call_fencing<Q, A, F, Fut>(
+        &self,
+        step: &'static str,
+        request: Q,
+        send: F,
+    ) -> Result<A, MdsError>
+    where
+        Q: Clone,
+        F: Fn(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let whole = self.deadline.max(FENCE_ATTEMPT_MAX);
+        self.attempts(step, request, send, whole, FENCE_ATTEMPT_MAX).await
+    }
+
+    async fn attempts<Q, A, F, Fut>(
+        &self,
+        step: &'static str,
+        request: Q,
+        send: F,
+        whole: Duration,
+        attempt_max: Duration,
+    ) -> Result<A, MdsError>
+    where
+        Q: Clone,
+        F: Fn(Channel, Request<Q>) -> Fut,
+        Fut: Future<Output = Result<Response<A>, Status>>,
+    {
+        let deadline = Instant::now() + whole;
         let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);
         let mut tried = 0;
         loop {
@@ -109,7 +144,7 @@ impl MdsClient {
             let member = &self.inner.members[at];
             let left = deadline.saturating_duration_since(Instant::now());
             let attempt = send(member.channel.clone(), Request::new(request.clone()));
-            let last = match tokio::time::timeout(left.min(ATTEMPT_MAX), attempt).await {
+            let last = match tokio::time::timeout(left.min(attempt_max), attempt).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) if !worth_another(&status) => {
                     return Err(MdsError::of_status(step, &status));
@@ -123,7 +158,7 @@ impl MdsClient {
             let round = tried % self.inner.members.len() == 0;
             let pause = if round { backoff.pause() } else { Duration::ZERO };
             if Instant::now() + pause >= deadline {
-                let waited = self.deadline.as_secs_f32();
+                let waited = whole.as_secs_f32();
                 let message = format!("no leading MDS answered within {waited} s (last: {last})");
                 return Err(MdsError::unavailable(step, message));
             }

@@ -155,7 +155,7 @@ impl MdsClient {
     ) -> Result<(), MdsError> {
         let volume = Some(volume.into().into());
         let request = UnpublishRequest { volume, node: node.to_owned(), request_id: request_id() };
-        self.call("unpublish volume", request, |channel, request| async move {
+        self.call_fencing("unpublish volume", request, |channel, request| async move {
             MdsVolumeClient::new(channel).unpublish(request).await
         })
         .await?;
@@ -173,7 +173,7 @@ impl MdsClient {
         let request_id = request_id();
         let request = AttachRequest { volume, node, read_only, force, request_id, shared };
         let session = self
-            .call("attach volume", request, |channel, request| async move {
+            .call_fencing("attach volume", request, |channel, request| async move {
                 MdsVolumeClient::new(channel).attach(request).await
             })
             .await?;

@@ -1,0 +1,48 @@
+//! Whether the device has room for a write that is about to be proposed.
+//!
+//! A replica that cannot store a committed write fails for good, so room is promised before the
+//! proposal. Only writes ask: what frees space is always let through.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use curve_store::Store;
+use curve_types::BLOCK_SIZE;
+use curve_wire::chunk::ChunkRange;
+
+#[derive(Clone)]
+pub(crate) struct Admission {
+    store: Store,
+    /// Blocks of writes that were admitted and are not yet settled.
+    promised: Arc<AtomicU64>,
+}
+
+/// Room for one write, until its outcome is known. A write that takes effect after its outcome was
+/// given up is covered by the store's reserve.
+pub(crate) struct Promise {
+    promised: Arc<AtomicU64>,
+    blocks: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.promised.fetch_sub(self.blocks, Ordering::Relaxed);
+    }
+}
+
+impl Admission {
+    pub fn new(store: Store) -> Self {
+        Self { store, promised: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// None if the device is full. Every block counts as new: a write over existing data needs a
+    /// fresh block too, until the old one is released.
+    pub fn admit(&self, range: &ChunkRange) -> Option<Promise> {
+        let first = u64::from(range.offset) / BLOCK_SIZE;
+        let end = (u64::from(range.offset) + u64::from(range.len)).div_ceil(BLOCK_SIZE);
+        let blocks = end - first;
+        let before = self.promised.fetch_add(blocks, Ordering::Relaxed);
+        let promise = Promise { promised: self.promised.clone(), blocks };
+        (before + blocks <= self.store.usage().admissible_blocks()).then_some(promise)
+    }
+}

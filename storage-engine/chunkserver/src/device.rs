@@ -1,0 +1,202 @@
+//! How a disk gets its identity: looked at first, formatted only if blank and only with a grant of
+//! the MDS, opened only in its own cluster.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use curve_client::{MdsClient, MdsError, MdsErrorKind};
+use curve_store::{
+    DeviceState, Disk, FileDisk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions,
+    format, inspect,
+};
+use curve_types::{ClusterId, DeviceId};
+use curve_wire::auth::Key;
+use curve_wire::proto::{RegisterRequest, RegisterResponse};
+use thiserror::Error;
+
+use crate::ChunkserverOptions;
+
+/// Between two tries while no MDS answers: it may be starting with us.
+const REGISTER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a device cannot be served.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    #[error("open device {path}")]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error(
+        "device {path} holds {what}; accepted are a new or zeroed file of at least 64 MiB, or a \
+         device that this cluster formatted"
+    )]
+    Foreign { path: PathBuf, what: String },
+    #[error(
+        "device {path} is a Curve device but cannot be used: {what}; to give it up, overwrite it \
+         with zeroes: it then joins as a new device and its data comes from the other replicas"
+    )]
+    Damaged { path: PathBuf, what: String },
+    #[error("device {path} ({device} of cluster {cluster}) was not admitted")]
+    Refused { path: PathBuf, device: DeviceId, cluster: ClusterId, source: MdsError },
+    #[error("no identity was granted to the blank device {path}")]
+    NotGranted { path: PathBuf, source: MdsError },
+    #[error("the MDS answered the registration with a malformed {field}")]
+    Answer { field: &'static str },
+    #[error("device {path}")]
+    Store { path: PathBuf, source: StoreError },
+}
+
+/// A device in service.
+pub(crate) struct OpenDevice {
+    pub device: DeviceId,
+    pub peer_key: Key,
+    pub store: Store,
+    pub recovered: Vec<RecoveredGroup>,
+}
+
+/// Makes the device file if there is none, gets it admitted, and opens it.
+pub(crate) async fn open(
+    options: &ChunkserverOptions,
+    mds: &MdsClient,
+) -> Result<OpenDevice, DeviceError> {
+    let path = options.device.clone();
+    let size = options.device_size.0;
+    let (disk, state) = blocking(move || {
+        let disk = FileDisk::open_or_create(&path, size)
+            .map_err(|source| DeviceError::Open { path: path.clone(), source })?;
+        let state = look(&disk, &path)?;
+        Ok((Arc::new(disk), state))
+    })
+    .await?;
+    let size = disk.len();
+    let (admitted, grant) = match state {
+        Identity::Blank => (register_blank(options, mds, size).await?, true),
+        Identity::Formatted(device, cluster) => {
+            (register_again(options, mds, size, device, cluster).await?, false)
+        }
+    };
+    let (name, path) = (options.name.clone(), options.device.clone());
+    blocking(move || {
+        let store_error = |source| DeviceError::Store { path: path.clone(), source };
+        let Admitted { device, cluster, peer_key } = admitted;
+        if grant {
+            tracing::info!(path = %path.display(), %device, %cluster, "formatting a blank device");
+            let format_options = FormatOptions { cluster, device, name, size };
+            format(&*disk, &format_options).map_err(store_error)?;
+        }
+        let opened = Store::open(disk, StoreOptions::default());
+        let (store, recovered) = opened.map_err(store_error)?;
+        tracing::info!(path = %path.display(), %device, copysets = recovered.len(), "opened");
+        Ok(OpenDevice { device, peer_key, store, recovered })
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DeviceError> + Send + 'static,
+) -> Result<T, DeviceError> {
+    tokio::task::spawn_blocking(work).await.expect("does not panic and is not cancelled")
+}
+
+/// What lies on a device that may be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Identity {
+    Blank,
+    Formatted(DeviceId, ClusterId),
+}
+
+fn look(disk: &dyn Disk, path: &Path) -> Result<Identity, DeviceError> {
+    let state =
+        inspect(disk).map_err(|source| DeviceError::Store { path: path.to_owned(), source })?;
+    match state {
+        DeviceState::Blank => Ok(Identity::Blank),
+        DeviceState::Formatted(found) => Ok(Identity::Formatted(found.device, found.cluster)),
+        DeviceState::Foreign { what } => Err(DeviceError::Foreign { path: path.to_owned(), what }),
+        DeviceState::Damaged { what } => Err(DeviceError::Damaged { path: path.to_owned(), what }),
+    }
+}
+
+struct Admitted {
+    device: DeviceId,
+    cluster: ClusterId,
+    peer_key: Key,
+}
+
+fn request(options: &ChunkserverOptions, size: u64) -> RegisterRequest {
+    RegisterRequest {
+        name: options.name.clone(),
+        host: options.host.clone(),
+        zone: options.zone.clone(),
+        device_class: options.device_class.clone(),
+        size,
+        device_id: Bytes::new(),
+        cluster_id: Bytes::new(),
+        address: options.advertise.clone(),
+        // One per start of the process: a retry is given the same grant.
+        request_id: Bytes::copy_from_slice(uuid::Uuid::new_v4().as_bytes()),
+    }
+}
+
+async fn register_blank(
+    options: &ChunkserverOptions,
+    mds: &MdsClient,
+    size: u64,
+) -> Result<Admitted, DeviceError> {
+    let answer = register(mds, request(options, size))
+        .await
+        .map_err(|source| DeviceError::NotGranted { path: options.device.clone(), source })?;
+    let admitted = admitted(answer)?;
+    if admitted.device.is_nil() || admitted.cluster.is_nil() {
+        return Err(DeviceError::Answer { field: "device_id or cluster_id (nil)" });
+    }
+    Ok(admitted)
+}
+
+async fn register_again(
+    options: &ChunkserverOptions,
+    mds: &MdsClient,
+    size: u64,
+    device: DeviceId,
+    cluster: ClusterId,
+) -> Result<Admitted, DeviceError> {
+    let request = RegisterRequest {
+        device_id: Bytes::copy_from_slice(&device.to_bytes()),
+        cluster_id: Bytes::copy_from_slice(&cluster.to_bytes()),
+        ..request(options, size)
+    };
+    let answer = register(mds, request).await.map_err(|source| DeviceError::Refused {
+        path: options.device.clone(),
+        device,
+        cluster,
+        source,
+    })?;
+    let admitted = admitted(answer)?;
+    if (admitted.device, admitted.cluster) != (device, cluster) {
+        // The MDS refuses a foreign device itself; it must never be taken for another.
+        return Err(DeviceError::Answer { field: "device_id or cluster_id (not the device's)" });
+    }
+    Ok(admitted)
+}
+
+/// Asks until an MDS answers.
+async fn register(mds: &MdsClient, request: RegisterRequest) -> Result<RegisterResponse, MdsError> {
+    loop {
+        match mds.register(request.clone()).await {
+            Err(error) if error.kind == MdsErrorKind::Unavailable => {
+                tracing::warn!(%error, "waiting for an MDS");
+                tokio::time::sleep(REGISTER_PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn admitted(answer: RegisterResponse) -> Result<Admitted, DeviceError> {
+    let id = |raw: &[u8], field| raw.try_into().map_err(|_| DeviceError::Answer { field });
+    let key = answer.peer_key[..].try_into();
+    Ok(Admitted {
+        device: DeviceId::from_bytes(id(&answer.device_id, "device_id")?),
+        cluster: ClusterId::from_bytes(id(&answer.cluster_id, "cluster_id")?),
+        peer_key: Key(key.map_err(|_| DeviceError::Answer { field: "peer_key" })?),
+    })
+}

@@ -1,0 +1,117 @@
+//! The state machine of a copyset: who may still write (`state`), chunks in the store, and the
+//! parts of a snapshot (`snapshot`). Deterministic: every replica gives the same answer.
+
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use curve_raft::{SnapshotSink, SnapshotSource, StateMachine};
+use curve_store::{Apply, ChunkView, LogPosition, StoreError};
+use curve_wire::chunk::{ChunkError, ChunkRange, ChunkReply, Command, encode_reply};
+
+use self::snapshot::{Receiver, Sender};
+pub(crate) use self::state::BlockState;
+
+/// Read by the service, changed by the machine. Held for moments only, never across store calls.
+pub(crate) type SharedState = Arc<RwLock<BlockState>>;
+
+/// One copyset's replica.
+pub(crate) struct BlockMachine {
+    state: SharedState,
+}
+
+impl BlockMachine {
+    /// `blob` is what `state` returned at the last checkpoint.
+    pub fn open(state: SharedState, blob: Option<Bytes>) -> io::Result<Self> {
+        let machine = Self { state };
+        if let Some(blob) = blob.filter(|blob| !blob.is_empty()) {
+            machine.replace(&blob)?;
+        }
+        Ok(machine)
+    }
+
+    fn replace(&self, blob: &[u8]) -> io::Result<()> {
+        let decoded = BlockState::decode(blob)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = decoded;
+        Ok(())
+    }
+
+    fn change_state<T>(&self, change: impl FnOnce(&mut BlockState) -> T) -> T {
+        change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The outer error is the disk's and stops the replica; the inner one is the answer.
+    fn carry_out(&self, chunks: &Apply<'_>, command: Command) -> Result<ChunkReply, StoreError> {
+        let admit = |range: &ChunkRange, writer| {
+            self.change_state(|state| state.admit(range.key.volume, writer))
+        };
+        let refused = match &command {
+            Command::Write { range, writer, .. }
+            | Command::WriteZeroes { range, writer }
+            | Command::Discard { range, writer } => admit(range, writer),
+            Command::Fence { volume, min_epoch } => {
+                self.change_state(|state| state.fence(*volume, *min_epoch))
+            }
+            Command::DeleteVolume { volume } => {
+                self.change_state(|state| state.delete(*volume));
+                Ok(())
+            }
+        };
+        if let Err(error) = refused {
+            return Ok(Err(error));
+        }
+        match command {
+            Command::Write { range, data, .. } => chunks.write(range.key, range.offset, data)?,
+            Command::WriteZeroes { range, .. } => {
+                chunks.write_zeroes(range.key, range.offset, range.len)?;
+            }
+            Command::Discard { range, .. } => chunks.discard(range.key, range.offset, range.len)?,
+            Command::Fence { .. } => {}
+            Command::DeleteVolume { volume } => chunks.delete_volume(volume)?,
+        }
+        Ok(Ok(Bytes::new()))
+    }
+
+    fn execute(&self, chunks: &Apply<'_>, header: &[u8], payload: Bytes) -> io::Result<Bytes> {
+        let reply = match Command::decode_parts(header, payload) {
+            Ok(command) => self.carry_out(chunks, command).map_err(io::Error::other)?,
+            // The service lets nothing malformed through, but an answer is owed to the log.
+            Err(_) => Err(ChunkError::BadRequest),
+        };
+        Ok(encode_reply(&reply).0)
+    }
+}
+
+impl StateMachine for BlockMachine {
+    fn apply(
+        &mut self,
+        apply: &Apply<'_>,
+        _position: LogPosition,
+        header: Bytes,
+        payload: Bytes,
+    ) -> io::Result<Bytes> {
+        self.execute(apply, &header, payload)
+    }
+
+    fn state(&self) -> Bytes {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).encode()
+    }
+
+    fn restore(&mut self, state: Bytes) -> io::Result<()> {
+        self.replace(&state)
+    }
+
+    fn snapshot(&self, view: ChunkView) -> Box<dyn SnapshotSource> {
+        Box::new(Sender::new(view))
+    }
+
+    fn begin_install(&self) -> Box<dyn SnapshotSink> {
+        Box::new(Receiver)
+    }
+}

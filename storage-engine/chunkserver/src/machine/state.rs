@@ -1,0 +1,226 @@
+//! Who may still write to which volume. Pure memory with an encoding of its own.
+//!
+//! | bytes | meaning |
+//! |---|---|
+//! | 1 | version, 1 |
+//! | 4 | number of volumes, then for each, in order of id: |
+//! | 16, 8, 4 | volume, lowest epoch accepted, number of sessions, then for each, in order: |
+//! | 8, 8, 8 | session, its epoch, its floor |
+//! | 4 | number of deleted volumes, oldest first |
+//! | 16 | volume |
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use curve_types::{Epoch, SessionId, VolumeId};
+use curve_wire::chunk::{ChunkError, Writer};
+use thiserror::Error;
+
+const VERSION: u8 = 1;
+/// Sessions of one volume that are remembered. Only shared attachments accumulate; beyond it the
+/// oldest is fenced, which is always safe.
+const SESSIONS_MAX: usize = 256;
+/// Deleted volumes that are remembered, so that a write that was delayed cannot bring a chunk
+/// back. A session that outlives so many deletions could only waste space under a dead id.
+const DELETED_MAX: usize = 4096;
+
+/// The replicated state of a copyset besides its chunks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct BlockState {
+    volumes: BTreeMap<VolumeId, Fence>,
+    deleted: VecDeque<VolumeId>,
+    /// The same volumes as `deleted`.
+    deleted_set: BTreeSet<VolumeId>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Fence {
+    min_epoch: Epoch,
+    sessions: BTreeMap<SessionId, Seen>,
+}
+
+/// The highest that a session's writes have shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Seen {
+    epoch: Epoch,
+    floor: u64,
+}
+
+/// Why bytes are not a state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub(crate) enum StateError {
+    #[error("copyset state ends within {0}")]
+    Short(&'static str),
+    #[error("copyset state has version {0}, expected {VERSION}")]
+    Version(u8),
+    #[error("copyset state: {0} are not in order or too many")]
+    Order(&'static str),
+    #[error("copyset state is followed by {0} more bytes")]
+    Trailing(usize),
+}
+
+impl BlockState {
+    /// Whether a session may read.
+    pub fn check_read(
+        &self,
+        volume: VolumeId,
+        session: SessionId,
+        epoch: Epoch,
+    ) -> Result<(), ChunkError> {
+        if self.deleted_set.contains(&volume) {
+            return Err(ChunkError::Deleted);
+        }
+        let Some(fence) = self.volumes.get(&volume) else { return Ok(()) };
+        let own = fence.sessions.get(&session).map_or(Epoch(0), |seen| seen.epoch);
+        let min_epoch = fence.min_epoch.max(own);
+        if epoch < min_epoch { Err(ChunkError::Fenced { min_epoch }) } else { Ok(()) }
+    }
+
+    /// Takes note of a write that is about to be carried out, or refuses it.
+    pub fn admit(&mut self, volume: VolumeId, writer: &Writer) -> Result<(), ChunkError> {
+        self.check_read(volume, writer.session, writer.epoch)?;
+        let fence = self.volumes.entry(volume).or_default();
+        let fresh = Seen { epoch: writer.epoch, floor: writer.floor };
+        let seen = fence.sessions.entry(writer.session).or_insert(fresh);
+        if writer.epoch > seen.epoch {
+            // A new incarnation numbers its writes afresh.
+            *seen = fresh;
+        }
+        seen.floor = seen.floor.max(writer.floor);
+        let stale = writer.seq < seen.floor;
+        if fence.sessions.len() > SESSIONS_MAX {
+            fence.drop_oldest_but(writer.session);
+        }
+        if stale { Err(ChunkError::Stale) } else { Ok(()) }
+    }
+
+    /// Raises a fence, never lowers it.
+    pub fn fence(&mut self, volume: VolumeId, min_epoch: Epoch) -> Result<(), ChunkError> {
+        if self.deleted_set.contains(&volume) {
+            return Err(ChunkError::Deleted);
+        }
+        self.volumes.entry(volume).or_default().raise(min_epoch);
+        Ok(())
+    }
+
+    /// Forgets a volume but for the fact that it is gone.
+    pub fn delete(&mut self, volume: VolumeId) {
+        self.volumes.remove(&volume);
+        if self.deleted_set.insert(volume) {
+            self.deleted.push_back(volume);
+        }
+        while self.deleted.len() > DELETED_MAX {
+            let oldest = self.deleted.pop_front().expect("longer than the limit");
+            self.deleted_set.remove(&oldest);
+        }
+    }
+
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(VERSION);
+        out.put_u32_le(self.volumes.len() as u32);
+        for (volume, fence) in &self.volumes {
+            out.put_slice(&volume.to_bytes());
+            out.put_u64_le(fence.min_epoch.0);
+            out.put_u32_le(fence.sessions.len() as u32);
+            for (session, seen) in &fence.sessions {
+                out.put_u64_le(session.0);
+                out.put_u64_le(seen.epoch.0);
+                out.put_u64_le(seen.floor);
+            }
+        }
+        out.put_u32_le(self.deleted.len() as u32);
+        self.deleted.iter().for_each(|volume| out.put_slice(&volume.to_bytes()));
+        out.freeze()
+    }
+
+    pub fn decode(raw: &[u8]) -> Result<Self, StateError> {
+        let mut input = Input(raw);
+        let version = input.u8("the version")?;
+        if version != VERSION {
+            return Err(StateError::Version(version));
+        }
+        let mut state = Self::default();
+        for _ in 0..input.u32("the volumes")? {
+            let volume = input.volume("a volume")?;
+            if state.volumes.last_key_value().is_some_and(|(last, _)| *last >= volume) {
+                return Err(StateError::Order("volumes"));
+            }
+            let fence = Fence::decode(&mut input)?;
+            state.volumes.insert(volume, fence);
+        }
+        let deleted = input.u32("the deleted volumes")?;
+        if deleted as usize > DELETED_MAX {
+            return Err(StateError::Order("deleted volumes"));
+        }
+        for _ in 0..deleted {
+            let volume = input.volume("a deleted volume")?;
+            if state.volumes.contains_key(&volume) || !state.deleted_set.insert(volume) {
+                return Err(StateError::Order("deleted volumes"));
+            }
+            state.deleted.push_back(volume);
+        }
+        match input.0.len() {
+            0 => Ok(state),
+            more => Err(StateError::Trailing(more)),
+        }
+    }
+}
+
+impl Fence {
+    fn raise(&mut self, min_epoch: Epoch) {
+        self.min_epoch = self.min_epoch.max(min_epoch);
+        let min_epoch = self.min_epoch;
+        // Whatever lies below is refused by its epoch alone.
+        self.sessions.retain(|_, seen| seen.epoch >= min_epoch);
+    }
+
+    fn drop_oldest_but(&mut self, keep: SessionId) {
+        let others = self.sessions.iter().filter(|(session, _)| **session != keep);
+        if let Some(oldest) = others.map(|(_, seen)| seen.epoch).min() {
+            self.raise(Epoch(oldest.0.saturating_add(1)));
+        }
+    }
+
+    fn decode(input: &mut Input<'_>) -> Result<Self, StateError> {
+        let min_epoch = Epoch(input.u64("a fence")?);
+        let mut sessions = BTreeMap::<SessionId, Seen>::new();
+        for _ in 0..input.u32("the sessions")? {
+            let session = SessionId(input.u64("a session")?);
+            let seen =
+                Seen { epoch: Epoch(input.u64("a session")?), floor: input.u64("a session")? };
+            if sessions.last_key_value().is_some_and(|(last, _)| *last >= session) {
+                return Err(StateError::Order("sessions"));
+            }
+            sessions.insert(session, seen);
+        }
+        Ok(Self { min_epoch, sessions })
+    }
+}
+
+/// Bytes still to be read.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn take<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], StateError> {
+        let (head, rest) = self.0.split_first_chunk().ok_or(StateError::Short(what))?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn u8(&mut self, what: &'static str) -> Result<u8, StateError> {
+        self.take::<1>(what).map(|[byte]| byte)
+    }
+
+    fn u32(&mut self, what: &'static str) -> Result<u32, StateError> {
+        self.take(what).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, what: &'static str) -> Result<u64, StateError> {
+        self.take(what).map(u64::from_le_bytes)
+    }
+
+    fn volume(&mut self, what: &'static str) -> Result<VolumeId, StateError> {
+        self.take(what).map(VolumeId::from_bytes)
+    }
+}

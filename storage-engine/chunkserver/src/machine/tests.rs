@@ -1,0 +1,315 @@
+//! The state machine over a real store, against a model that is too simple to be wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use curve_store::{FormatOptions, Group, SimDisk, Store, StoreOptions, format_with_wal};
+use curve_types::{
+    BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ClusterId, CopysetId, DeviceId, Epoch, SessionId, VolumeId,
+};
+use curve_wire::chunk::{Writer, decode_reply};
+use proptest::prelude::*;
+
+use super::*;
+
+const DISK: u64 = 64 << 20;
+const WAL: u64 = 4 << 20;
+/// Commands touch this much of each chunk.
+const SPAN: u32 = 6 * BLOCK_SIZE as u32;
+
+/// One replica of copyset 1 on a disk in memory.
+struct Rig {
+    _store: Store,
+    group: Group,
+    machine: BlockMachine,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let disk = SimDisk::new(DISK);
+        let options = FormatOptions {
+            cluster: ClusterId::random(),
+            device: DeviceId::random(),
+            name: "test".into(),
+            size: DISK,
+        };
+        format_with_wal(&disk, &options, WAL).expect("format");
+        let (store, _) = Store::open(Arc::new(disk), StoreOptions::default()).expect("open");
+        let group = store.create_group(CopysetId(1), Box::new(|_| {})).expect("create");
+        let machine = BlockMachine::open(SharedState::default(), None).expect("empty");
+        Self { _store: store, group, machine }
+    }
+
+    fn run(&mut self, command: &Command) -> ChunkReply {
+        let (header, payload) = command.encode();
+        let apply = self.group.begin_apply().expect("apply");
+        let answer = self.machine.apply(&apply, LogPosition::default(), header, payload);
+        decode_reply(&answer.expect("no disk error")).expect("an answer")
+    }
+
+    fn read(&self, key: ChunkKey) -> Bytes {
+        self.group.read(key, 0, SPAN).expect("read")
+    }
+}
+
+/// What the commands should have done.
+#[derive(Default)]
+struct Model {
+    min_epoch: BTreeMap<VolumeId, u64>,
+    seen: BTreeMap<(VolumeId, SessionId), (u64, u64)>,
+    deleted: BTreeSet<VolumeId>,
+    bytes: BTreeMap<ChunkKey, Vec<u8>>,
+}
+
+impl Model {
+    fn run(&mut self, command: &Command) -> ChunkReply {
+        let volume = command.volume();
+        if let Command::DeleteVolume { .. } = command {
+            self.deleted.insert(volume);
+            self.bytes.retain(|key, _| key.volume != volume);
+            return Ok(Bytes::new());
+        }
+        if self.deleted.contains(&volume) {
+            return Err(ChunkError::Deleted);
+        }
+        let (range, writer) = match command {
+            Command::Fence { min_epoch, .. } => {
+                let known = self.min_epoch.entry(volume).or_default();
+                *known = min_epoch.0.max(*known);
+                return Ok(Bytes::new());
+            }
+            Command::Write { range, writer, .. }
+            | Command::WriteZeroes { range, writer }
+            | Command::Discard { range, writer } => (range, writer),
+            Command::DeleteVolume { .. } => unreachable!("handled above"),
+        };
+        let fence = self.min_epoch.get(&volume).copied().unwrap_or(0);
+        let seen = self.seen.get(&(volume, writer.session)).copied().unwrap_or((0, 0));
+        let required = fence.max(seen.0);
+        if writer.epoch.0 < required {
+            return Err(ChunkError::Fenced { min_epoch: Epoch(required) });
+        }
+        let floor = if writer.epoch.0 > seen.0 { writer.floor } else { seen.1.max(writer.floor) };
+        self.seen.insert((volume, writer.session), (writer.epoch.0, floor));
+        if writer.seq < floor {
+            return Err(ChunkError::Stale);
+        }
+        let (start, end) = (range.offset as usize, (range.offset + range.len) as usize);
+        let bytes = self.bytes.entry(range.key).or_insert_with(|| vec![0; SPAN as usize]);
+        match command {
+            Command::Write { data, .. } => bytes[start..end].copy_from_slice(data),
+            Command::WriteZeroes { .. } => bytes[start..end].fill(0),
+            _ => {
+                let block = BLOCK_SIZE as usize;
+                let (first, last) = (start.next_multiple_of(block), end / block * block);
+                if first < last {
+                    bytes[first..last].fill(0);
+                }
+            }
+        }
+        Ok(Bytes::new())
+    }
+}
+
+fn volume(n: u8) -> VolumeId {
+    VolumeId::from_bytes([n; 16])
+}
+
+fn key(n: u8, index: u32) -> ChunkKey {
+    ChunkKey { volume: volume(n), index: ChunkIndex(index) }
+}
+
+fn writer(epoch: u64, seq: u64, floor: u64) -> Writer {
+    Writer { session: SessionId(1), epoch: Epoch(epoch), seq, floor }
+}
+
+fn write(writer: Writer, fill: u8) -> Command {
+    let range = ChunkRange { key: key(1, 0), offset: 0, len: BLOCK_SIZE as u32 };
+    Command::Write { range, writer, data: Bytes::from(vec![fill; BLOCK_SIZE as usize]) }
+}
+
+#[test]
+fn a_fence_refuses_lower_epochs_for_good() {
+    let mut rig = Rig::new();
+    let fence = |epoch| Command::Fence { volume: volume(1), min_epoch: Epoch(epoch) };
+    assert_eq!(rig.run(&write(writer(5, 1, 1), 1)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&fence(7)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&fence(3)), Ok(Bytes::new()), "lowering is no error, and no effect");
+    let fenced = Err(ChunkError::Fenced { min_epoch: Epoch(7) });
+    assert_eq!(rig.run(&write(writer(6, 2, 2), 2)), fenced);
+    assert_eq!(rig.read(key(1, 0))[0], 1);
+    let state = rig.machine.state.read().expect("unpoisoned").clone();
+    assert!(state.check_read(volume(1), SessionId(1), Epoch(6)).is_err());
+    assert!(state.check_read(volume(1), SessionId(1), Epoch(7)).is_ok());
+    assert_eq!(rig.run(&write(writer(7, 1, 1), 3)), Ok(Bytes::new()));
+}
+
+#[test]
+fn a_delayed_duplicate_below_the_floor_is_stale() {
+    let mut rig = Rig::new();
+    let first = write(writer(1, 1, 1), 1);
+    assert_eq!(rig.run(&first), Ok(Bytes::new()));
+    assert_eq!(rig.run(&first), Ok(Bytes::new()), "a retry of what is unresolved is carried out");
+    assert_eq!(rig.run(&write(writer(1, 2, 2), 2)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&first), Err(ChunkError::Stale));
+    assert_eq!(rig.read(key(1, 0))[0], 2);
+}
+
+#[test]
+fn a_new_incarnation_fences_the_last_one_and_counts_afresh() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.run(&write(writer(1, 90, 90), 1)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&write(writer(2, 1, 1), 2)), Ok(Bytes::new()));
+    let late = rig.run(&write(writer(1, 91, 91), 3));
+    assert_eq!(late, Err(ChunkError::Fenced { min_epoch: Epoch(2) }));
+    assert_eq!(rig.read(key(1, 0))[0], 2);
+}
+
+#[test]
+fn a_deleted_volume_does_not_come_back() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.run(&write(writer(1, 1, 1), 1)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&Command::DeleteVolume { volume: volume(1) }), Ok(Bytes::new()));
+    assert_eq!(rig.run(&Command::DeleteVolume { volume: volume(1) }), Ok(Bytes::new()));
+    assert_eq!(rig.run(&write(writer(9, 2, 2), 2)), Err(ChunkError::Deleted));
+    let fence = Command::Fence { volume: volume(1), min_epoch: Epoch(10) };
+    assert_eq!(rig.run(&fence), Err(ChunkError::Deleted));
+    assert!(rig.read(key(1, 0)).iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn malformed_commands_in_the_log_are_answered() {
+    let mut rig = Rig::new();
+    let apply = rig.group.begin_apply().expect("apply");
+    let answer =
+        rig.machine.apply(&apply, LogPosition::default(), Bytes::from_static(b"x"), Bytes::new());
+    let reply = decode_reply(&answer.expect("no disk error")).expect("an answer");
+    assert_eq!(reply, Err(ChunkError::BadRequest));
+}
+
+#[test]
+fn sessions_and_deletions_are_bounded() {
+    let mut state = BlockState::default();
+    for n in 1..=400 {
+        let writer = Writer { session: SessionId(n), epoch: Epoch(n), seq: 1, floor: 1 };
+        assert_eq!(state.admit(volume(1), &writer), Ok(()));
+    }
+    assert!(state.check_read(volume(1), SessionId(1), Epoch(1)).is_err(), "the oldest are fenced");
+    assert!(state.check_read(volume(1), SessionId(400), Epoch(400)).is_ok());
+    (0..5000u64).for_each(|_| state.delete(VolumeId::random()));
+    assert!(state.encode().len() < 80 << 10);
+    assert_eq!(BlockState::decode(&state.encode()), Ok(state));
+}
+
+#[test]
+fn every_cut_of_a_state_is_refused() {
+    let mut state = BlockState::default();
+    state.fence(volume(1), Epoch(4)).expect("not deleted");
+    state.admit(volume(2), &writer(1, 1, 1)).expect("not fenced");
+    state.delete(volume(3));
+    let whole = state.encode();
+    assert_eq!(BlockState::decode(&whole).as_ref(), Ok(&state));
+    for len in 0..whole.len() {
+        assert!(BlockState::decode(&whole[..len]).is_err(), "{len} bytes");
+    }
+    assert!(BlockState::decode(&[&whole[..], b"x"].concat()).is_err());
+    let twice = [&[1, 2, 0, 0, 0][..], &[0; 28], &[0; 28], &[0; 4]].concat();
+    assert!(BlockState::decode(&twice).is_err(), "the same volume twice");
+}
+
+#[test]
+fn nonsense_is_no_snapshot_part() {
+    let extent = |offset: u32, len: u32, data: usize| {
+        let header = [&[1; 16][..], &[0; 4], &offset.to_le_bytes(), &len.to_le_bytes()].concat();
+        Bytes::from([header, vec![0; data]].concat())
+    };
+    assert_eq!(snapshot::decode(extent(0, 4096, 4096)).expect("valid").len(), 1);
+    for (offset, len, data) in [
+        (0, 0, 0),
+        (512, 4096, 4096),
+        (0, 100, 100),
+        (0, 8192, 4096),
+        (CHUNK_SIZE as u32, 4096, 4096),
+    ] {
+        assert!(snapshot::decode(extent(offset, len, data)).is_err(), "{offset}+{len}");
+    }
+    assert!(snapshot::decode(Bytes::from_static(b"short")).is_err());
+}
+
+/// Few values everywhere, so that commands meet.
+fn any_command() -> impl Strategy<Value = Command> {
+    let range = (1..3u8, 0..2u32, 0..SPAN - 1).prop_flat_map(|(volume, index, offset)| {
+        (1..=SPAN - offset).prop_map(move |len| ChunkRange { key: key(volume, index), offset, len })
+    });
+    let writer =
+        (1..3u64, 1..5u64, 0..12u64, 0..4u64).prop_map(|(session, epoch, floor, ahead)| Writer {
+            session: SessionId(session),
+            epoch: Epoch(epoch),
+            seq: floor + ahead,
+            floor,
+        });
+    let io = (range, writer, any::<u8>(), 0..4u8).prop_map(|(range, writer, fill, op)| match op {
+        0 => Command::WriteZeroes { range, writer },
+        1 => Command::Discard { range, writer },
+        _ => Command::Write { range, writer, data: Bytes::from(vec![fill; range.len as usize]) },
+    });
+    let fence = (1..3u8, 1..5u64)
+        .prop_map(|(n, epoch)| Command::Fence { volume: volume(n), min_epoch: Epoch(epoch) });
+    let delete = (1..3u8).prop_map(|n| Command::DeleteVolume { volume: volume(n) });
+    prop_oneof![40 => io, 4 => fence, 1 => delete]
+}
+
+/// Moves everything to another replica, as a Raft snapshot does.
+fn transfer(from: &Rig) -> Rig {
+    let mut to = Rig::new();
+    let view = from.group.view().expect("view");
+    let mut source = from.machine.snapshot(view);
+    let mut sink = to.machine.begin_install();
+    let install = to.group.begin_install().expect("install");
+    while let Some(part) = source.next().expect("read") {
+        assert!(part.len() <= 1 << 20);
+        sink.put(&install, part).expect("valid part");
+    }
+    let (sender, done) = mpsc::channel();
+    let state = from.machine.state();
+    let position = LogPosition { term: 1, node: DeviceId::random(), index: 1 };
+    install.commit(
+        position,
+        state.clone(),
+        Box::new(move |result| {
+            let _ = sender.send(result);
+        }),
+    );
+    done.recv().expect("called").expect("durable");
+    to.machine.restore(state).expect("valid state");
+    to
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn replicas_agree_with_the_model_and_with_each_other(
+        before in prop::collection::vec(any_command(), 1..40),
+        after in prop::collection::vec(any_command(), 0..20),
+    ) {
+        let (mut rig, mut model) = (Rig::new(), Model::default());
+        for command in &before {
+            prop_assert_eq!(rig.run(command), model.run(command));
+        }
+        let mut other = transfer(&rig);
+        for command in &after {
+            let expected = model.run(command);
+            prop_assert_eq!(&rig.run(command), &expected);
+            prop_assert_eq!(&other.run(command), &expected);
+        }
+        prop_assert_eq!(rig.machine.state(), other.machine.state());
+        for key in [key(1, 0), key(1, 1), key(2, 0), key(2, 1)] {
+            let expected = model.bytes.get(&key).cloned();
+            let expected = expected.unwrap_or_else(|| vec![0; SPAN as usize]);
+            prop_assert_eq!(&rig.read(key)[..], &expected[..]);
+            prop_assert_eq!(&other.read(key)[..], &expected[..]);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The data plane: decides whether a caller may do what it asks, and does it where this replica
+//! leads. Raft's own frames go to the host.
+
+mod authorize;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use curve_raft::{GroupHandle, ProposeError, RaftHost, ReadError};
+use curve_store::{Group, StoreError};
+use curve_types::CopysetId;
+use curve_wire::auth::Principal;
+use curve_wire::chunk::{ChunkError, Command, KIND_PROPOSE, KIND_READ, Read, encode_reply};
+use curve_wire::frame::Frame;
+use curve_wire::rpc::{Replier, Request, Service};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::admission::Admission;
+use crate::machine::SharedState;
+use crate::metrics::{Metrics, Operation};
+
+/// Reads at the disk at a time: as deep as one disk makes use of, each on a thread of its own.
+const READS_MAX: usize = 64;
+
+/// What reads need of a replica, by copyset.
+#[derive(Clone, Default)]
+pub(crate) struct Replicas(Arc<RwLock<HashMap<CopysetId, Replica>>>);
+
+#[derive(Clone)]
+pub(crate) struct Replica {
+    pub group: Group,
+    pub state: SharedState,
+}
+
+impl Replicas {
+    pub fn insert(&self, id: CopysetId, replica: Replica) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, replica);
+    }
+
+    pub fn remove(&self, id: CopysetId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    pub fn clear(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn get(&self, id: CopysetId) -> Option<Replica> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+}
+
+/// Serves one device's connections.
+pub(crate) struct BlockService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    host: RaftHost,
+    replicas: Replicas,
+    admission: Admission,
+    reads: Arc<Semaphore>,
+    metrics: Metrics,
+}
+
+impl BlockService {
+    pub fn new(host: RaftHost, replicas: Replicas, admission: Admission, metrics: Metrics) -> Self {
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        Self { inner: Arc::new(Inner { host, replicas, admission, reads, metrics }) }
+    }
+}
+
+impl Service for BlockService {
+    fn on_request(&self, request: Request, replier: Replier) {
+        if RaftHost::KINDS.contains(&request.frame.header.kind) {
+            return self.inner.host.on_request(request, replier);
+        }
+        let inner = self.inner.clone();
+        // Bounded by the connection's in-flight limit, which the replier holds a share of.
+        tokio::spawn(async move {
+            let Request { principal, frame } = request;
+            let (head, payload) = inner.answer(principal, frame).await;
+            replier.reply(head, payload).await;
+        });
+    }
+}
+
+impl Inner {
+    async fn answer(&self, principal: Principal, frame: Frame) -> (Bytes, Bytes) {
+        let began = Instant::now();
+        let copyset = CopysetId(frame.header.group);
+        let (operation, answer, bytes) = match frame.header.kind {
+            KIND_PROPOSE => {
+                let bytes = frame.body.len();
+                (Operation::Propose, self.propose(principal, copyset, frame.body).await, bytes)
+            }
+            KIND_READ => {
+                let read = self.read(principal, copyset, &frame.body).await;
+                let bytes = read.as_ref().map_or(0, Bytes::len);
+                (Operation::Read, read.map(|data| encode_reply(&Ok(data))), bytes)
+            }
+            kind => {
+                tracing::warn!(?principal, kind, "refused a frame of unknown kind");
+                (Operation::Unknown, Err(ChunkError::BadRequest), 0)
+            }
+        };
+        self.metrics.record(operation, answer.as_ref().err(), bytes as u64, began.elapsed());
+        answer.unwrap_or_else(|error| encode_reply(&Err(error)))
+    }
+
+    fn group(&self, copyset: CopysetId) -> Result<(GroupHandle, Replica), ChunkError> {
+        let group = self.host.group(copyset).ok_or(ChunkError::NoSuchCopyset)?;
+        let replica = self.replicas.get(copyset).ok_or(ChunkError::NoSuchCopyset)?;
+        Ok((group, replica))
+    }
+
+    /// The machine's answer, encoded.
+    async fn propose(
+        &self,
+        principal: Principal,
+        copyset: CopysetId,
+        body: Bytes,
+    ) -> Result<(Bytes, Bytes), ChunkError> {
+        let malformed = |error: curve_wire::chunk::ChunkMessageError| {
+            tracing::warn!(?principal, %copyset, %error, "refused a malformed command");
+            ChunkError::BadRequest
+        };
+        let (header, payload) = Command::split(&body).map_err(malformed)?;
+        let command = Command::decode_parts(&header, payload.clone()).map_err(malformed)?;
+        authorize::command(&principal, &command)?;
+        let (group, replica) = self.group(copyset)?;
+        // What the log would refuse anyway need not be logged: fences only ever rise.
+        if let Some(writer) = authorize::writer(&command) {
+            let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.check_read(command.volume(), writer.session, writer.epoch)?;
+        }
+        let _promise = match &command {
+            Command::Write { range, .. } if group.is_leader() => {
+                Some(self.admission.admit(range).ok_or(ChunkError::NoSpace)?)
+            }
+            _ => None,
+        };
+        drop(command);
+        let answer = group.propose(header, payload).await.map_err(|error| match error {
+            ProposeError::NotLeader { leader } => ChunkError::NotLeader { leader },
+            ProposeError::TooLong(_) => ChunkError::BadRequest,
+            error @ (ProposeError::Busy { .. }
+            | ProposeError::Unknown { .. }
+            | ProposeError::Stopped) => {
+                tracing::debug!(%copyset, %error, "a proposal got no answer");
+                ChunkError::Unavailable
+            }
+        })?;
+        Ok((answer, Bytes::new()))
+    }
+
+    async fn read(
+        &self,
+        principal: Principal,
+        copyset: CopysetId,
+        body: &[u8],
+    ) -> Result<Bytes, ChunkError> {
+        let read = Read::decode(body).map_err(|error| {
+            tracing::warn!(?principal, %copyset, %error, "refused a malformed read");
+            ChunkError::BadRequest
+        })?;
+        authorize::read(&principal, &read)?;
+        let (group, replica) = self.group(copyset)?;
+        group.read_barrier().await.map_err(|error| match error {
+            ReadError::NotLeader { leader } => ChunkError::NotLeader { leader },
+            ReadError::NoQuorum | ReadError::Stopped => ChunkError::Unavailable,
+        })?;
+        let Read { range, session, epoch } = read;
+        {
+            let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.check_read(range.key.volume, session, epoch)?;
+        }
+        let _slot = self.reads.acquire().await.expect("never closed");
+        let stored = tokio::task::spawn_blocking(move || {
+            replica.group.read(range.key, range.offset, range.len)
+        });
+        let stored = stored.await.map_err(|_| ChunkError::Unavailable)?;
+        stored.map_err(|error| {
+            tracing::error!(%copyset, chunk = %range.key, %error, "read failed");
+            match error {
+                StoreError::BadBlock { .. } => ChunkError::Damaged,
+                StoreError::NoGroup(_) => ChunkError::NoSuchCopyset,
+                _ => ChunkError::Unavailable,
+            }
+        })
+    }
+}

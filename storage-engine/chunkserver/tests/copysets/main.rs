@@ -1,0 +1,322 @@
+//! Clients against copysets of three replicas: what is acknowledged stays, what is fenced cannot
+//! touch anything, strangers get nothing.
+
+mod mds;
+mod rig;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use curve_client::pattern::{self, Ledger};
+use curve_client::{BlockDevice, BlockError, Volume};
+use curve_types::{
+    BLOCK_SIZE, ByteSize, CHUNK_SIZE, ChunkIndex, ChunkKey, CopysetId, DeviceId, Epoch, SessionId,
+    ShardRange, VolumeId, chunk_shard,
+};
+use curve_wire::auth::{Credentials, Key, Principal, session_key};
+use curve_wire::chunk::{ChunkError, ChunkRange, Command, Read, Writer};
+use curve_wire::rpc::Connection;
+
+use crate::rig::{COPYSETS, Rig, propose, read};
+
+const DEVICE: ByteSize = ByteSize(256 << 20);
+const SIZE: u64 = 64 << 20;
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+fn copyset_of(key: ChunkKey) -> CopysetId {
+    let shard = chunk_shard(key);
+    let at = ShardRange::divide(COPYSETS).position(|range| range.contains(shard));
+    CopysetId(at.expect("every shard has an owner") as u32 + 1)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_reads_back_what_was_written_at_any_alignment() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let mut model = vec![0u8; 12 << 20];
+    let chunk = CHUNK_SIZE;
+    let ranges = [
+        (0, 4096),
+        (chunk - 512, 1024),
+        (2 * chunk - 4096, 8192),
+        (1536, 512),
+        (chunk / 2 - 1, 3 << 20),
+        (4096, 2 * chunk + 77),
+    ];
+    for (fill, (offset, len)) in (1..).zip(ranges) {
+        let data = vec![fill; len as usize];
+        volume.write(offset, Bytes::from(data.clone())).await?;
+        model[offset as usize..][..len as usize].copy_from_slice(&data);
+    }
+    volume.discard(chunk - 5000, 10_000).await?;
+    // Whole blocks only: of 4189304..4199304 these are 4190208..4198400.
+    model[4_190_208..4_198_400].fill(0);
+    volume.write_zeroes(100, 5000).await?;
+    model[100..5100].fill(0);
+    volume.flush().await?;
+    let found = volume.read(0, model.len() as u32).await?;
+    let differs = found.iter().zip(&model).position(|(a, b)| a != b);
+    ensure!(differs.is_none(), "first difference at byte {differs:?}");
+    let past = volume.read(SIZE - 100, 101).await;
+    ensure!(matches!(past, Err(BlockError::OutOfRange { .. })), "{past:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overlapping_writes_in_flight_leave_one_of_them_whole() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let offset = CHUNK_SIZE - 2 * BLOCK_SIZE;
+    let writes = (1..=16u8).map(|fill| {
+        let data = Bytes::from(vec![fill; 4 * BLOCK]);
+        volume.write(offset, data)
+    });
+    for written in futures::future::join_all(writes).await {
+        written?;
+    }
+    let found = volume.read(offset, 4 * BLOCK as u32).await?;
+    ensure!(found.iter().all(|byte| *byte == 16), "the last call wins: found {}", found[0]);
+    Ok(())
+}
+
+/// Writes self-describing blocks until told to stop.
+async fn write_pattern(volume: Volume, ledger: Arc<Ledger>, stop: Arc<AtomicBool>) -> Result<u64> {
+    let blocks = SIZE / BLOCK_SIZE;
+    let mut written = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let count = rand::random_range(1..=8);
+        let first = rand::random_range(0..blocks - count);
+        let version = ledger.sending(first, count);
+        volume.write(first * BLOCK_SIZE, pattern::fill(first, count, version)).await?;
+        ledger.acknowledged(first, count, version);
+        written += 1;
+    }
+    Ok(written)
+}
+
+async fn check_pattern(volume: &Volume, ledger: &Ledger) -> Result<()> {
+    for block in ledger.blocks() {
+        let found = volume.read(block * BLOCK_SIZE, BLOCK as u32).await?;
+        ledger.check(block, &found)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_leaders_lose_power_under_load() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let ledger = Arc::new(Ledger::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    // One writer: versions of one block must rise in the order of acknowledgement.
+    let writer = tokio::spawn(write_pattern(volume.clone(), ledger.clone(), stop.clone()));
+    for copyset in [CopysetId(1), CopysetId(2)] {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let leader = rig.leader(copyset).await?;
+        rig.power_off(leader).await?;
+        rig.leader(copyset).await?;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        rig.power_on(leader).await?;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let written = writer.await??;
+    ensure!(written > 20, "only {written} writes");
+    check_pattern(&volume, &ledger).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_all_lose_power_at_once() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let ledger = Arc::new(Ledger::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write_pattern(volume.clone(), ledger.clone(), stop.clone()));
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    for number in 0..3 {
+        rig.power_off(number).await?;
+    }
+    for number in 0..3 {
+        rig.power_on(number).await?;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stop.store(true, Ordering::Relaxed);
+    writer.await??;
+    check_pattern(&volume, &ledger).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fenced_session_can_neither_write_nor_read() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let id = VolumeId::random();
+    let old = rig.open(&rig.session(id, SIZE)?).await?;
+    old.write(0, Bytes::from(vec![1; BLOCK])).await?;
+    let session = rig.session(id, SIZE)?;
+    rig.command_everywhere(&Command::Fence { volume: id, min_epoch: session.epoch }).await?;
+    let new = rig.open(&session).await?;
+    new.write(0, Bytes::from(vec![2; BLOCK])).await?;
+    ensure!(old.write(0, Bytes::from(vec![3; BLOCK])).await == Err(BlockError::Fenced));
+    ensure!(old.is_ended(), "fenced for good");
+    ensure!(old.read(0, 512).await == Err(BlockError::Fenced));
+    ensure!(old.flush().await == Err(BlockError::Fenced));
+    ensure!(new.read(0, BLOCK as u32).await? == vec![2; BLOCK]);
+    // Straight to the leader, without a client that remembers that it is fenced.
+    let key = ChunkKey { volume: id, index: ChunkIndex(0) };
+    let copyset = copyset_of(key);
+    let (session, epoch) = (old.session().id, old.session().epoch);
+    let principal = Principal::Session { session, volume: id, epoch, read_only: false };
+    let connection = rig.connect(rig.leader(copyset).await?, principal).await?;
+    let range = ChunkRange { key, offset: 0, len: 512 };
+    let fenced = Err(ChunkError::Fenced { min_epoch: new.session().epoch });
+    ensure!(read(&connection, copyset, Read { range, session, epoch }).await? == fenced);
+    let writer = Writer { session, epoch, seq: 99, floor: 99 };
+    let zero = Command::WriteZeroes { range, writer };
+    ensure!(propose(&connection, copyset, &zero).await? == fenced);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_duplicate_and_an_earlier_incarnation_change_nothing() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let id = VolumeId::random();
+    let granted = rig.session(id, SIZE)?;
+    let volume = rig.open(&granted).await?;
+    for fill in 1..=3 {
+        volume.write(0, Bytes::from(vec![fill; BLOCK])).await?;
+    }
+    let key = ChunkKey { volume: id, index: ChunkIndex(0) };
+    let copyset = copyset_of(key);
+    let (session, epoch) = (granted.id, granted.epoch);
+    let principal = Principal::Session { session, volume: id, epoch, read_only: false };
+    let connection = rig.connect(rig.leader(copyset).await?, principal).await?;
+    let range = ChunkRange { key, offset: 0, len: BLOCK as u32 };
+    let late =
+        |seq| Command::WriteZeroes { range, writer: Writer { session, epoch, seq, floor: 1 } };
+    ensure!(propose(&connection, copyset, &late(1)).await? == Err(ChunkError::Stale));
+    let resumed = rig.open(&granted.clone().next_incarnation()).await?;
+    let reply = propose(&connection, copyset, &late(100)).await?;
+    ensure!(matches!(reply, Err(ChunkError::Fenced { .. })), "{reply:?}");
+    ensure!(volume.write(0, Bytes::from(vec![9; BLOCK])).await == Err(BlockError::Fenced));
+    ensure!(resumed.read(0, BLOCK as u32).await? == vec![3; BLOCK]);
+    resumed.write(0, Bytes::from(vec![4; BLOCK])).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_and_other_sessions_are_refused() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let (own, other) = (VolumeId::random(), VolumeId::random());
+    let principal = |volume| Principal::Session {
+        session: SessionId(70),
+        volume,
+        epoch: Epoch(7 << 32),
+        read_only: false,
+    };
+    let stranger = Credentials::peer(Principal::Mds { device: DeviceId::random() }, &Key::random());
+    let refused = Connection::open(rig.address(0), &stranger, rig.device(0)).await;
+    ensure!(refused.is_err(), "a stranger got a connection");
+    // A session's key is good for its own claim only.
+    let key = session_key(&Key::random(), &principal(own));
+    let forged = Credentials::session(principal(other), key);
+    ensure!(Connection::open(rig.address(0), &forged, rig.device(0)).await.is_err());
+
+    let copyset = CopysetId(1);
+    let connection = rig.connect(rig.leader(copyset).await?, principal(own)).await?;
+    let range = |volume| {
+        let key = ChunkKey { volume, index: ChunkIndex(0) };
+        ChunkRange { key, offset: 0, len: 512 }
+    };
+    let good = Writer { session: SessionId(70), epoch: Epoch(7 << 32), seq: 1, floor: 1 };
+    let forbidden = [
+        Command::WriteZeroes { range: range(other), writer: good },
+        Command::WriteZeroes {
+            range: range(own),
+            writer: Writer { session: SessionId(71), ..good },
+        },
+        Command::WriteZeroes {
+            range: range(own),
+            writer: Writer { epoch: Epoch(8 << 32), ..good },
+        },
+        Command::Fence { volume: own, min_epoch: Epoch(9 << 32) },
+        Command::DeleteVolume { volume: own },
+    ];
+    for command in forbidden {
+        let reply = propose(&connection, copyset, &command).await?;
+        ensure!(reply == Err(ChunkError::Forbidden), "{command:?}: {reply:?}");
+    }
+    let elsewhere = Read { range: range(other), session: SessionId(70), epoch: Epoch(7 << 32) };
+    ensure!(read(&connection, copyset, elsewhere).await? == Err(ChunkError::Forbidden));
+    let unknown = Command::WriteZeroes { range: range(own), writer: good };
+    let nowhere = propose(&connection, CopysetId(77), &unknown).await?;
+    ensure!(nowhere == Err(ChunkError::NoSuchCopyset), "{nowhere:?}");
+    ensure!(propose(&connection, copyset, &unknown).await? == Ok(Bytes::new()));
+    // A session's Raft frame, and a frame of no known kind.
+    for kind in [0x0101, 0x0300] {
+        let raft = connection.call(kind, copyset.0, Bytes::from_static(b"?"), Bytes::new());
+        let answer = tokio::time::timeout(Duration::from_secs(5), raft).await;
+        ensure!(answer.is_ok(), "kind {kind:#x} was not answered");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_device_says_so_and_can_be_emptied() -> Result<()> {
+    let rig = Rig::start(ByteSize(64 << 20)).await?;
+    let id = VolumeId::random();
+    let volume = rig.open(&rig.session(id, SIZE)?).await?;
+    let piece = Bytes::from(vec![7; 1 << 20]);
+    let mut full = None;
+    for at in 0..SIZE >> 20 {
+        match volume.write(at << 20, piece.clone()).await {
+            Ok(()) => {}
+            Err(error) => {
+                full = Some((at, error));
+                break;
+            }
+        }
+    }
+    let (at, error) = full.expect("64 MiB do not fit on a device of 64 MiB");
+    ensure!(error == BlockError::NoSpace, "{error}");
+    ensure!(at > 8, "only {at} MiB fit");
+    ensure!(volume.read(0, 1 << 20).await? == piece, "what was written is still readable");
+    rig.command_everywhere(&Command::DeleteVolume { volume: id }).await?;
+    ensure!(volume.write(0, piece.clone()).await == Err(BlockError::Deleted));
+    let next = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    next.write(0, piece).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn io_without_a_quorum_waits_and_then_fails_by_its_deadline() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let session = rig.session(VolumeId::random(), SIZE)?;
+    let volume = rig.open_impatient(&session, Duration::from_secs(2)).await?;
+    volume.write(0, Bytes::from(vec![1; BLOCK])).await?;
+    rig.power_off(0).await?;
+    rig.power_off(1).await?;
+    let failed = volume.write(0, Bytes::from(vec![2; BLOCK])).await;
+    ensure!(matches!(failed, Err(BlockError::Unavailable { .. })), "{failed:?}");
+    rig.power_on(0).await?;
+    rig.leader(CopysetId(1)).await?;
+    rig.leader(CopysetId(2)).await?;
+    volume.write(0, Bytes::from(vec![3; BLOCK])).await?;
+    ensure!(volume.read(0, BLOCK as u32).await? == vec![3; BLOCK]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_sync_is_reported_and_the_others_go_on() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    volume.write(0, Bytes::from(vec![1; BLOCK])).await?;
+    let leader =
+        rig.leader(copyset_of(ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) }));
+    let failure = rig.device_failure(leader.await?);
+    let (failure, written) = tokio::join!(failure, volume.write(0, Bytes::from(vec![2; BLOCK])));
+    ensure!(failure?.contains("at byte"), "names the failed step");
+    written?;
+    ensure!(volume.read(0, BLOCK as u32).await? == vec![2; BLOCK]);
+    Ok(())
+}

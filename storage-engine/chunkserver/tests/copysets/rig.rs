@@ -1,0 +1,271 @@
+//! Three block servers in one process on disks that can lose their power, and an MDS that knows
+//! where they are and nothing else.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use curve_chunkserver::{BlockServer, BlockServerOptions};
+use curve_client::{MdsClient, Session, Volume, VolumeOptions};
+use curve_raft::Timing;
+use curve_store::{FormatOptions, SimDisk, Store, StoreOptions, format_with_wal};
+use curve_types::{
+    ByteSize, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange, VolumeId,
+};
+use curve_wire::auth::{Credentials, Key, Principal, session_key};
+use curve_wire::chunk::{ChunkReply, Command, KIND_PROPOSE, KIND_READ, Read, decode_reply};
+use curve_wire::pki::{Authority, Role};
+use curve_wire::proto;
+use curve_wire::rpc::Connection;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::mds::FakeMds;
+
+pub const COPYSETS: u32 = 2;
+const WAL: u64 = 16 << 20;
+
+/// Fast enough for tests, slow enough for two busy cores.
+fn timing() -> Timing {
+    let ms = Duration::from_millis;
+    Timing {
+        heartbeat: ms(100),
+        election_min: ms(400),
+        election_max: ms(800),
+        lease: ms(190),
+        lease_hold: ms(200),
+    }
+}
+
+struct Node {
+    device: DeviceId,
+    address: String,
+    disk: Arc<SimDisk>,
+    running: Option<Running>,
+}
+
+struct Running {
+    server: Arc<BlockServer>,
+    serving: JoinHandle<()>,
+}
+
+pub struct Rig {
+    peer_key: Key,
+    nodes: Vec<Node>,
+    pub mds: MdsClient,
+    fake: Arc<FakeMds>,
+    attachments: Mutex<u64>,
+}
+
+impl Rig {
+    pub async fn start(device_size: ByteSize) -> Result<Self> {
+        let cluster = ClusterId::random();
+        let peer_key = Key::random();
+        let mut nodes = Vec::new();
+        let mut listeners = Vec::new();
+        for number in 0..3 {
+            let device = DeviceId::random();
+            let disk = SimDisk::new(device_size.0);
+            let name = format!("cs-{number}");
+            let options = FormatOptions { cluster, device, name, size: device_size.0 };
+            format_with_wal(&disk, &options, WAL)?;
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let address = listener.local_addr()?.to_string();
+            listeners.push(listener);
+            nodes.push(Node { device, address, disk: Arc::new(disk), running: None });
+        }
+        let authority = Authority::generate("test")?;
+        let fake = Arc::new(FakeMds::new(topology(&nodes)));
+        let endpoint = fake.clone().serve(&authority.issue(Role::Mds, "mds-0")?).await?;
+        let mds = MdsClient::connect(&[endpoint], &authority.issue(Role::Admin, "test")?)?;
+        let mut rig = Self { peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
+        for (number, listener) in listeners.into_iter().enumerate() {
+            rig.boot(number, listener).await?;
+        }
+        let voters: std::collections::BTreeSet<_> = rig.nodes.iter().map(|n| n.device).collect();
+        for node in &rig.nodes {
+            for id in (1..=COPYSETS).map(CopysetId) {
+                node.host()?.initialize(id, voters.clone()).await?;
+            }
+        }
+        Ok(rig)
+    }
+
+    async fn boot(&mut self, number: usize, listener: TcpListener) -> Result<()> {
+        let addresses: HashMap<_, _> =
+            self.nodes.iter().map(|node| (node.device, node.address.clone())).collect();
+        let node = &mut self.nodes[number];
+        let (store, recovered) = Store::open(node.disk.clone(), StoreOptions::default())?;
+        let options = BlockServerOptions {
+            device: node.device,
+            peer_key: self.peer_key.clone(),
+            store,
+            recovered,
+            timing: timing(),
+        };
+        let server = Arc::new(BlockServer::start(options).await?);
+        server.addresses().replace(1, addresses);
+        let serving = {
+            let server = server.clone();
+            tokio::spawn(async move { server.serve(listener).await })
+        };
+        node.running = Some(Running { server, serving });
+        Ok(())
+    }
+
+    pub fn node_of(&self, device: DeviceId) -> Option<usize> {
+        self.nodes.iter().position(|node| node.device == device)
+    }
+
+    /// Number of the node that leads a copyset.
+    pub async fn leader(&self, copyset: CopysetId) -> Result<usize> {
+        for _ in 0..400 {
+            let leads = |node: &Node| {
+                node.host().ok().and_then(|host| host.group(copyset)).is_some_and(|g| g.is_leader())
+            };
+            if let Some(number) = self.nodes.iter().position(leads) {
+                return Ok(number);
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        anyhow::bail!("copyset {copyset} has no leader")
+    }
+
+    /// The power of one node goes; what it had not synced is torn or lost.
+    pub async fn power_off(&mut self, number: usize) -> Result<()> {
+        let node = &mut self.nodes[number];
+        let running = node.running.take().context("the node runs")?;
+        node.disk.crash_at(node.disk.operations());
+        running.serving.abort();
+        let _ = running.serving.await;
+        running.server.stop().await;
+        let disk = node.disk.after_crash(rand::random);
+        node.disk = Arc::new(disk);
+        Ok(())
+    }
+
+    pub async fn power_on(&mut self, number: usize) -> Result<()> {
+        let listener = TcpListener::bind(&self.nodes[number].address).await?;
+        self.boot(number, listener).await
+    }
+
+    /// A session of `volume` as the MDS would open it; older ones are not fenced.
+    pub fn session(&self, volume: VolumeId, size: u64) -> Result<Session> {
+        let mut attachments = self.attachments.lock().expect("unpoisoned");
+        *attachments += 1;
+        let (id, epoch) = (SessionId(*attachments), Epoch(*attachments << 32));
+        let principal = Principal::Session { session: id, volume, epoch, read_only: false };
+        let key = session_key(&self.peer_key, &principal);
+        let session = proto::Session {
+            id: id.0,
+            epoch: epoch.0,
+            key: Bytes::copy_from_slice(&key.0),
+            node: "test".into(),
+            volume_id: Bytes::copy_from_slice(&volume.to_bytes()),
+            size,
+            pool: 1,
+            lease_ms: 3000,
+            read_only: false,
+            last_seen_ms: 0,
+        };
+        self.fake.set_size(size);
+        Ok(session.try_into()?)
+    }
+
+    pub async fn open(&self, session: &Session) -> Result<Volume> {
+        Ok(Volume::open(self.mds.clone(), session.clone()).await?)
+    }
+
+    pub async fn open_impatient(&self, session: &Session, deadline: Duration) -> Result<Volume> {
+        let options = VolumeOptions { io_deadline: deadline, ..VolumeOptions::default() };
+        Ok(Volume::open_with(self.mds.clone(), session.clone(), options).await?)
+    }
+
+    pub async fn connect(&self, number: usize, principal: Principal) -> Result<Connection> {
+        let credentials = match principal {
+            Principal::Session { .. } => {
+                Credentials::session(principal, session_key(&self.peer_key, &principal))
+            }
+            _ => Credentials::peer(principal, &self.peer_key),
+        };
+        let node = &self.nodes[number];
+        Ok(Connection::open(&node.address, &credentials, node.device).await?)
+    }
+
+    /// Commits a command of the MDS in every copyset.
+    pub async fn command_everywhere(&self, command: &Command) -> Result<()> {
+        for copyset in (1..=COPYSETS).map(CopysetId) {
+            let leader = self.leader(copyset).await?;
+            let mds = Principal::Mds { device: DeviceId::random() };
+            let connection = self.connect(leader, mds).await?;
+            let reply = propose(&connection, copyset, command).await?;
+            ensure!(reply.is_ok(), "{command:?} in {copyset}: {reply:?}");
+        }
+        Ok(())
+    }
+
+    pub fn address(&self, number: usize) -> &str {
+        &self.nodes[number].address
+    }
+
+    pub fn device(&self, number: usize) -> DeviceId {
+        self.nodes[number].device
+    }
+
+    /// The first failure of the node's device.
+    pub async fn device_failure(&self, number: usize) -> Result<String> {
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        self.nodes[number].disk.fail_at(self.nodes[number].disk.operations());
+        Ok(running.server.device_failure().await.to_string())
+    }
+}
+
+impl Node {
+    fn host(&self) -> Result<&curve_raft::RaftHost> {
+        Ok(self.running.as_ref().context("the node runs")?.server.host())
+    }
+}
+
+pub async fn propose(
+    connection: &Connection,
+    copyset: CopysetId,
+    command: &Command,
+) -> Result<ChunkReply> {
+    let (head, payload) = command.encode();
+    let frame = connection.call(KIND_PROPOSE, copyset.0, head, payload).await?;
+    Ok(decode_reply(&frame.body)?)
+}
+
+pub async fn read(connection: &Connection, copyset: CopysetId, read: Read) -> Result<ChunkReply> {
+    let frame = connection.call(KIND_READ, copyset.0, read.encode(), Bytes::new()).await?;
+    Ok(decode_reply(&frame.body)?)
+}
+
+fn topology(nodes: &[Node]) -> proto::Topology {
+    let id = |device: DeviceId| Bytes::copy_from_slice(&device.to_bytes());
+    let devices = nodes
+        .iter()
+        .map(|node| proto::DeviceAddress {
+            device_id: id(node.device),
+            address: node.address.clone(),
+            name: String::new(),
+        })
+        .collect();
+    let copysets =
+        ShardRange::divide(COPYSETS).zip(1..).map(|(shards, copyset)| proto::CopysetInfo {
+            id: copyset,
+            pool: 1,
+            shard_first: shards.first,
+            shard_end: shards.end,
+            voters: nodes.iter().map(|node| id(node.device)).collect(),
+            leader: Bytes::new(),
+        });
+    proto::Topology {
+        version: 1,
+        cluster_id: Bytes::new(),
+        devices: Some(proto::DeviceMap { version: 1, devices }),
+        copysets: copysets.collect(),
+    }
+}

@@ -1,0 +1,264 @@
+//! A whole cluster in one process: one MDS, three chunkservers on files, a client.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use curve_chunkserver::{ChunkserverError, ChunkserverOptions, Listeners};
+use curve_client::{
+    AttachOptions, BlockDevice, BlockError, CreatePool, CreateVolume, MdsClient, MdsErrorKind,
+    Volume,
+};
+use curve_mds::MdsOptions;
+use curve_types::ByteSize;
+use curve_wire::auth::Key;
+use curve_wire::pki::{Authority, CLUSTER_KEY_FILE, Identity, Role};
+use curve_wire::proto::{FailureDomain, Health};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+struct Process<E> {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), E>>,
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> Process<E> {
+    async fn stop(self) -> Result<()> {
+        let _ = self.stop.send(());
+        Ok(self.task.await??)
+    }
+}
+
+struct Cluster {
+    dir: TempDir,
+    authority: Authority,
+    endpoint: String,
+    _mds: Process<curve_mds::RunError>,
+    chunkservers: HashMap<String, Process<ChunkserverError>>,
+    client: MdsClient,
+}
+
+fn write_identity(identity: &Identity, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    identity.save(dir)?;
+    Ok(())
+}
+
+const LOOPBACK: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+impl Cluster {
+    async fn start() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let authority = Authority::generate("test")?;
+        let tls_dir = dir.path().join("mds-tls");
+        write_identity(&authority.issue(Role::Mds, "mds-0")?, &tls_dir)?;
+        std::fs::write(tls_dir.join(CLUSTER_KEY_FILE), Key::random().to_hex())?;
+        let grpc = TcpListener::bind(LOOPBACK).await?;
+        let raft = TcpListener::bind(LOOPBACK).await?;
+        let metrics = TcpListener::bind(LOOPBACK).await?;
+        let (grpc_at, raft_at) = (grpc.local_addr()?, raft.local_addr()?);
+        let endpoint = grpc_at.to_string();
+        let options = MdsOptions {
+            name: "mds-0".into(),
+            data_dir: dir.path().join("mds"),
+            device_size: ByteSize(64 << 20),
+            peers: vec![format!("mds-0,{grpc_at},{raft_at}").parse()?],
+            listen_grpc: grpc_at,
+            listen_raft: raft_at,
+            listen_metrics: metrics.local_addr()?,
+            tls_dir,
+            cluster_name: "test".into(),
+            out_after: Duration::from_secs(600),
+        };
+        let listeners = curve_mds::Listeners { grpc, raft, metrics };
+        let (stop, stopped) = oneshot::channel();
+        let serving = curve_mds::serve(options, listeners, async {
+            let _ = stopped.await;
+        });
+        let mds = Process { stop, task: tokio::spawn(serving) };
+        let identity = authority.issue(Role::Admin, "test")?;
+        let client = MdsClient::connect(std::slice::from_ref(&endpoint), &identity)?;
+        let chunkservers = HashMap::new();
+        Ok(Self { dir, authority, endpoint, _mds: mds, chunkservers, client })
+    }
+
+    fn options(&self, name: &str, listeners: &Listeners) -> Result<ChunkserverOptions> {
+        let tls_dir = self.dir.path().join(format!("{name}-tls"));
+        write_identity(&self.authority.issue(Role::Chunkserver, name)?, &tls_dir)?;
+        Ok(ChunkserverOptions {
+            name: name.into(),
+            host: name.into(),
+            zone: String::new(),
+            device_class: String::new(),
+            device: self.dir.path().join(format!("{name}.device")),
+            device_size: ByteSize(128 << 20),
+            listen: listeners.data.local_addr()?,
+            advertise: listeners.data.local_addr()?.to_string(),
+            listen_metrics: listeners.metrics.local_addr()?,
+            mds: vec![self.endpoint.clone()],
+            tls_dir,
+        })
+    }
+
+    async fn start_chunkserver(&mut self, name: &str) -> Result<()> {
+        let data = TcpListener::bind(LOOPBACK).await?;
+        let listeners = Listeners { data, metrics: TcpListener::bind(LOOPBACK).await? };
+        let options = self.options(name, &listeners)?;
+        let (stop, stopped) = oneshot::channel();
+        let serving = curve_chunkserver::serve(options, listeners, async {
+            let _ = stopped.await;
+        });
+        let process = Process { stop, task: tokio::spawn(serving) };
+        self.chunkservers.insert(name.into(), process);
+        Ok(())
+    }
+
+    async fn stop_chunkserver(&mut self, name: &str) -> Result<()> {
+        self.chunkservers.remove(name).context("it runs")?.stop().await
+    }
+
+    async fn start_three(&mut self) -> Result<()> {
+        for name in ["cs-0", "cs-1", "cs-2"] {
+            self.start_chunkserver(name).await?;
+        }
+        self.wait_up(3).await
+    }
+
+    /// Waits until `count` chunkservers are up.
+    async fn wait_up(&self, count: usize) -> Result<()> {
+        self.wait("chunkservers up", |status| {
+            status.devices.iter().filter(|device| device.up).count() == count
+        })
+        .await
+    }
+
+    async fn wait_whole(&self) -> Result<()> {
+        self.wait("a healthy cluster", |status| {
+            status.health() == Health::Ok && status.copysets_whole > 0
+        })
+        .await
+    }
+
+    async fn wait(
+        &self,
+        what: &str,
+        done: impl Fn(&curve_wire::proto::ClusterStatus) -> bool,
+    ) -> Result<()> {
+        let mut last = None;
+        for _ in 0..400 {
+            let status = self.client.status().await?;
+            if done(&status) {
+                return Ok(());
+            }
+            last = Some(status);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("no {what}: {last:?}")
+    }
+
+    async fn pool_and_volume(&self, size: u64) -> Result<()> {
+        let pool = CreatePool {
+            name: "default".into(),
+            replicas: 3,
+            failure_domain: FailureDomain::Host,
+            device_class: String::new(),
+        };
+        self.client.create_pool(pool).await?;
+        self.wait_whole().await?;
+        let volume = CreateVolume { name: "v".into(), pool: "default".into(), size };
+        self.client.create_volume(volume).await?;
+        Ok(())
+    }
+
+    async fn attach(&self, force: bool) -> Result<Volume> {
+        let options = AttachOptions { node: "n".into(), force, ..Default::default() };
+        let session = self.client.attach("v", &options).await?;
+        Ok(Volume::open(self.client.clone(), session).await?)
+    }
+}
+
+fn fill(byte: u8, len: usize) -> Bytes {
+    Bytes::from(vec![byte; len])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_lives_through_restarts_fences_and_deletion() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.start_three().await?;
+    cluster.pool_and_volume(32 << 20).await?;
+    let first = cluster.attach(false).await?;
+    first.write(3 << 20, fill(1, 2 << 20)).await?;
+    ensure!(first.read(3 << 20, 2 << 20).await? == fill(1, 2 << 20));
+
+    // One chunkserver restarts at another address; IO goes on without it and with it.
+    cluster.stop_chunkserver("cs-1").await?;
+    first.write(0, fill(2, 4096)).await?;
+    cluster.start_chunkserver("cs-1").await?;
+    cluster.wait_up(3).await?;
+    first.write(4096, fill(3, 4096)).await?;
+    cluster.wait_whole().await?;
+
+    let busy = cluster.client.attach("v", &AttachOptions::default()).await;
+    ensure!(busy.is_err_and(|error| error.kind == MdsErrorKind::FailedPrecondition));
+    let second = cluster.attach(true).await?;
+    ensure!(first.write(0, fill(9, 4096)).await == Err(BlockError::Fenced));
+    ensure!(second.read(0, 4096).await? == fill(2, 4096));
+
+    cluster.client.resize_volume("v", 48 << 20).await?;
+    ensure!(second.refresh_size().await? == 48 << 20);
+    second.write((48 << 20) - 512, fill(4, 512)).await?;
+
+    // All at once, with everything on disk.
+    for name in ["cs-0", "cs-1", "cs-2"] {
+        cluster.stop_chunkserver(name).await?;
+    }
+    let read = tokio::spawn({
+        let second = second.clone();
+        async move { second.read(4096, 4096).await }
+    });
+    cluster.start_three().await?;
+    ensure!(read.await?? == fill(3, 4096), "IO waited for the restart");
+    ensure!(second.read((48 << 20) - 512, 512).await? == fill(4, 512));
+
+    let session = second.session().clone();
+    second.close();
+    cluster.client.detach(session.id, session.volume).await?;
+    cluster.client.delete_volume("v").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_device_comes_back_as_another_and_a_foreign_one_does_not() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.start_three().await?;
+    let ids = |status: &curve_wire::proto::ClusterStatus| {
+        let ids = status.devices.iter().filter(|d| d.name == "cs-2" && d.up);
+        ids.map(|device| device.device_id.clone()).collect::<Vec<_>>()
+    };
+    let before = ids(&cluster.client.status().await?);
+    cluster.stop_chunkserver("cs-2").await?;
+    let device = cluster.dir.path().join("cs-2.device");
+    std::fs::remove_file(&device)?;
+    cluster.start_chunkserver("cs-2").await?;
+    cluster
+        .wait("another device", |status| !ids(status).is_empty() && ids(status) != before)
+        .await?;
+
+    cluster.stop_chunkserver("cs-2").await?;
+    let errors = [(vec![0xab; 64 << 20], "unknown data"), (vec![0; 4096], "64 MiB")];
+    for (bytes, expected) in errors {
+        std::fs::write(&device, bytes)?;
+        cluster.start_chunkserver("cs-2").await?;
+        let process = cluster.chunkservers.remove("cs-2").context("just started")?;
+        let outcome = tokio::time::timeout(Duration::from_secs(20), process.task).await??;
+        let error = outcome.expect_err("the device is no good").to_string();
+        ensure!(error.contains(expected) && error.contains("cs-2.device"), "{error}");
+    }
+    Ok(())
+}
