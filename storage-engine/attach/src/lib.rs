@@ -3,8 +3,11 @@
 //!
 //! How blocks are replicated is the client's business; nothing here knows copysets or Raft.
 
+pub mod agent;
 mod errno;
+pub mod fuse_loop;
 pub mod nbd;
+pub mod private_socket;
 
 #[cfg(test)]
 mod memory;

@@ -8,7 +8,7 @@ mod protocol;
 mod server;
 
 pub use protocol::NbdErrno;
-pub use server::{BindError, NbdServer};
+pub use server::NbdServer;
 
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,11 @@
 //! The Unix socket that NBD clients connect to: private to its owner, gone when the server is.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use curve_client::BlockDevice;
-use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -16,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection;
 use super::negotiation::Export;
+use crate::private_socket::{self, BindError, SocketFile};
 
 /// Clients at a time; nbdcopy opens 4, qemu 1.
 const CONNECTIONS_MAX: usize = 16;
@@ -24,17 +22,6 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// After a stop, how long clients get to take their last replies.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why a socket cannot be listened on.
-#[derive(Debug, Error)]
-pub enum BindError {
-    #[error("{path} is in use by another server")]
-    InUse { path: PathBuf },
-    #[error("{path} exists and is not a socket")]
-    NotASocket { path: PathBuf },
-    #[error("listen on {path}")]
-    Listen { path: PathBuf, source: io::Error },
-}
-
 /// A bound socket; dropping it removes the socket file.
 #[derive(Debug)]
 pub struct NbdServer {
@@ -42,31 +29,12 @@ pub struct NbdServer {
     _file: SocketFile,
 }
 
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 impl NbdServer {
     /// Listens on `path`, replacing a socket that nobody serves any more. The socket appears at
     /// its path only when it accepts connections and only its owner may open it.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(BindError::NotASocket { path: path.to_owned() });
-            }
-            Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-                return Err(BindError::InUse { path: path.to_owned() });
-            }
-            _ => {}
-        }
-        let listener = listen_privately(path)
-            .map_err(|source| BindError::Listen { path: path.to_owned(), source })?;
-        Ok(Self { listener, _file: SocketFile(path.to_owned()) })
+        let (listener, file) = private_socket::bind(path)?;
+        Ok(Self { listener, _file: file })
     }
 
     /// Serves `device` until `stop` fires; then finishes what was accepted and returns.
@@ -117,29 +85,4 @@ async fn accept(
     let slot = slots.clone().acquire_owned().await.expect("never closed");
     let (stream, _) = listener.accept().await?;
     Ok((stream, slot))
-}
-
-/// Binds inside a directory that only we can enter, restricts the socket, then moves it to its
-/// path: at no moment can another user connect, and no process-wide umask is touched.
-fn listen_privately(path: &Path) -> io::Result<UnixListener> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    static BOUND: AtomicU32 = AtomicU32::new(0);
-    let count = BOUND.fetch_add(1, Ordering::Relaxed);
-    let private = parent.join(format!(".{}.{count}", std::process::id()));
-    let socket = private.join("s");
-    // Left by a crashed process that had our id.
-    let _ = std::fs::remove_file(&socket);
-    let _ = std::fs::remove_dir(&private);
-    std::fs::DirBuilder::new().mode(0o700).create(&private)?;
-    let bound = UnixListener::bind(&socket).and_then(|listener| {
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
-        std::fs::rename(&socket, path)?;
-        Ok(listener)
-    });
-    let _ = std::fs::remove_file(&socket);
-    let _ = std::fs::remove_dir(&private);
-    bound
 }

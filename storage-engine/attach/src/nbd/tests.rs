@@ -260,19 +260,3 @@ async fn a_client_that_leaves_politely_gets_its_replies_first() {
     client.read_to_end(&mut rest).await.expect("read");
     assert_eq!(rest.len(), 16 + 512);
 }
-
-#[tokio::test]
-async fn only_the_owner_may_connect_and_a_dead_socket_is_replaced() {
-    use std::os::unix::fs::PermissionsExt;
-    let running = Running::start(MIB);
-    let mode = std::fs::metadata(running.socket()).expect("socket").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    assert!(NbdServer::bind(&running.socket()).is_err(), "it is in use");
-    let dead = running.dir.path().join("dead");
-    drop(std::os::unix::net::UnixListener::bind(&dead).expect("bind"));
-    assert!(dead.exists());
-    NbdServer::bind(&dead).expect("replaces what nobody serves");
-    let file = running.dir.path().join("file");
-    std::fs::write(&file, "mine").expect("write");
-    assert!(NbdServer::bind(&file).is_err(), "a file of the user is not replaced");
-}
