@@ -141,7 +141,8 @@ impl Overlay {
     }
 
     pub fn remove_blocks(&self, count: u64) {
-        if count > 0 && self.bytes.fetch_sub(count * BLOCK_SIZE, Ordering::Relaxed) > self.bytes_max
+        if count > 0
+            && self.bytes.fetch_sub(count * BLOCK_SIZE, Ordering::Relaxed) >= self.bytes_max
         {
             self.wake();
         }
