@@ -1,11 +1,30 @@
 //! The handle of one group: propose, read, change members, follow leadership.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use curve_store::LogEntry;
 use curve_types::{CopysetId, DeviceId};
+use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
+use openraft::{ReadPolicy as RaftReadPolicy, ServerState};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::ReadPolicy;
+use crate::core::{CAUGHT_UP_LAG, GroupCore, elapsed};
+use crate::types::{NodeId, Proposal};
+
+mod change;
+
+/// A proposal without an answer for this long has an unknown outcome.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(15);
+/// While the leader cannot tell whether it still leads, proposals are tried again at this pace.
+const LEASE_RETRY: Duration = Duration::from_millis(20);
+/// Bytes of proposals that one host has under way; further ones wait.
+pub(crate) const PROPOSALS_KIB_MAX: usize = 64 << 10;
 
 /// Who leads, as far as this replica knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -31,9 +50,21 @@ pub enum ProposeError {
     /// The entry may or may not take effect: leadership was lost, or no quorum answered in time.
     #[error("the outcome is unknown: {reason}")]
     Unknown { reason: &'static str },
-    /// This replica stopped for good.
+    /// This replica stopped for good; what was under way has an unknown outcome.
     #[error("the replica has stopped")]
     Stopped,
+}
+
+impl ProposeError {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::NotLeader { .. } => "not_leader",
+            Self::Busy { .. } => "busy",
+            Self::TooLong(_) => "too_long",
+            Self::Unknown { .. } => "unknown",
+            Self::Stopped => "stopped",
+        }
+    }
 }
 
 /// Why a linearizable read is not possible here.
@@ -82,39 +113,115 @@ pub enum TransferError {
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct GroupHandle {
-    id: CopysetId,
+    pub(crate) core: Arc<GroupCore>,
+}
+
+impl std::fmt::Debug for GroupHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GroupHandle({})", self.core.id)
+    }
 }
 
 impl GroupHandle {
     pub fn id(&self) -> CopysetId {
-        self.id
+        self.core.id
     }
 
     /// Replicates a command and returns the state machine's answer.
-    pub async fn propose(&self, _header: Bytes, _payload: Bytes) -> Result<Bytes, ProposeError> {
-        unimplemented!("follows")
+    pub async fn propose(&self, header: Bytes, payload: Bytes) -> Result<Bytes, ProposeError> {
+        let proposed = self.try_propose(Proposal { header, payload }).await;
+        self.core.shared.metrics.proposal(proposed.as_ref().map_or_else(ProposeError::name, |_| "ok"));
+        proposed
+    }
+
+    async fn try_propose(&self, proposal: Proposal) -> Result<Bytes, ProposeError> {
+        let core = &self.core;
+        let len = proposal.header.len() + proposal.payload.len();
+        if len > LogEntry::BYTES_MAX {
+            return Err(ProposeError::TooLong(len));
+        }
+        let deadline = Instant::now() + PROPOSE_TIMEOUT;
+        let kib = (len as u32).div_ceil(1024) + 1;
+        let permit = core.shared.proposal_kib.acquire_many(kib);
+        let _permit = match tokio::time::timeout_at(deadline, permit).await {
+            Ok(permit) => permit.map_err(|_| ProposeError::Stopped)?,
+            Err(_) => return Err(ProposeError::Busy { reason: "too many proposals are under way" }),
+        };
+        if core.log_is_full() {
+            return Err(ProposeError::Busy { reason: "the log is nearly full" });
+        }
+        let lease_deadline = Instant::now() + core.shared.timing.election_max;
+        loop {
+            let write = core.raft.client_write(proposal.clone());
+            let error = match tokio::time::timeout_at(deadline, write).await {
+                Ok(Ok(written)) => return Ok(written.data),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(ProposeError::Unknown { reason: "no quorum answered in time" }),
+            };
+            match propose_error(error) {
+                Refused::Final(error) => return Err(error),
+                Refused::NoLease if Instant::now() >= lease_deadline => {
+                    return Err(ProposeError::Busy { reason: "no quorum answers the leader" });
+                }
+                Refused::NoLease => tokio::time::sleep(LEASE_RETRY).await,
+            }
+        }
     }
 
     /// After Ok, this replica's applied state contains everything acknowledged before the call.
+    ///
+    /// By lease: openraft says when the request was sent that a quorum answered last. Within
+    /// `Timing::lease` of that no member of the quorum helps another leader (see `gate`), so every
+    /// write that was acknowledged went through this replica and was applied here first, once the
+    /// term's own first entry is applied.
     pub async fn read_barrier(&self) -> Result<(), ReadError> {
-        unimplemented!("follows")
+        if self.core.shared.read_policy == ReadPolicy::Lease && self.holds_lease() {
+            self.core.shared.metrics.lease_reads.inc();
+            return Ok(());
+        }
+        self.core.shared.metrics.index_reads.inc();
+        let confirm = self.core.raft.ensure_linearizable(RaftReadPolicy::ReadIndex);
+        match tokio::time::timeout(self.core.shared.timing.election_max, confirm).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
+                Err(ReadError::NotLeader { leader: forward.leader_id.map(|id| id.0) })
+            }
+            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ReadError::NoQuorum),
+            Ok(Err(RaftError::Fatal(_))) => Err(ReadError::Stopped),
+        }
+    }
+
+    fn holds_lease(&self) -> bool {
+        let core = &self.core;
+        let me = core.node();
+        let age = core.look(|m| {
+            let leader = m.vote.leader_id;
+            let leads = m.state == ServerState::Leader && m.vote.committed && leader.node_id == me;
+            let ready = m.last_applied.is_some_and(|id| id.leader_id == leader);
+            if !leads || !ready || core.hands_over(leader.term) {
+                return None;
+            }
+            m.last_quorum_acked.map(|at| elapsed(at.into_inner()))
+        });
+        age.is_some_and(|age| age < core.shared.timing.lease && core.shared.clock.trusts(age))
     }
 
     pub fn leader(&self) -> Option<DeviceId> {
-        unimplemented!("follows")
+        self.core.look(|m| m.current_leader.map(|id| id.0))
     }
 
+    /// Whether this replica leads and has applied the first entry of its term.
     pub fn is_leader(&self) -> bool {
-        unimplemented!("follows")
+        self.core.leadership.borrow().is_leader
     }
 
     pub fn term(&self) -> u64 {
-        unimplemented!("follows")
+        self.core.look(|m| m.current_term)
     }
 
     /// Changes of leadership and term.
     pub fn watch(&self) -> watch::Receiver<Leadership> {
-        unimplemented!("follows")
+        self.core.leadership.subscribe()
     }
 
     /// Makes `voters` and `learners` the whole configuration, if the committed one is still that
@@ -122,15 +229,71 @@ impl GroupHandle {
     /// Returns the log index of the new configuration.
     pub async fn change_membership(
         &self,
-        _expected_config_index: u64,
-        _voters: BTreeSet<DeviceId>,
-        _learners: BTreeSet<DeviceId>,
+        expected_config_index: u64,
+        voters: BTreeSet<DeviceId>,
+        learners: BTreeSet<DeviceId>,
     ) -> Result<u64, ChangeError> {
-        unimplemented!("follows")
+        let set = |ids: BTreeSet<DeviceId>| ids.into_iter().map(NodeId).collect();
+        change::change(&self.core, expected_config_index, set(voters), set(learners)).await
     }
 
     /// Hands leadership to a voter that has caught up; returns once another leader is known.
-    pub async fn transfer_leader(&self, _to: DeviceId) -> Result<(), TransferError> {
-        unimplemented!("follows")
+    pub async fn transfer_leader(&self, to: DeviceId) -> Result<(), TransferError> {
+        let core = &self.core;
+        let (leads, term, leader, eligible) = core.look(|m| {
+            let matched = m.replication.as_ref().and_then(|all| all.get(&NodeId(to)).copied().flatten());
+            let close = matched
+                .is_some_and(|id| id.index + CAUGHT_UP_LAG >= m.last_log_index.unwrap_or(0));
+            let voter = m.membership_config.voter_ids().any(|id| id.0 == to);
+            (m.state == ServerState::Leader, m.current_term, m.current_leader, close && voter)
+        });
+        if !leads {
+            return Err(TransferError::NotLeader { leader: leader.map(|id| id.0) });
+        }
+        if to == core.device() {
+            return Ok(());
+        }
+        if !eligible {
+            return Err(TransferError::NotEligible(to));
+        }
+        // From here on this term serves no read by lease, whatever becomes of the transfer.
+        core.begin_hand_over(term);
+        core.raft.trigger().transfer_leader(NodeId(to)).await.map_err(|_| TransferError::Stopped)?;
+        let mut watch = self.watch();
+        let me = core.device();
+        let taken = watch.wait_for(|now| now.leader.is_some_and(|leader| leader != me));
+        match tokio::time::timeout(core.shared.timing.election_max * 2, taken).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(TransferError::Stopped),
+            Err(_) => Err(TransferError::Timeout(to)),
+        }
     }
+}
+
+enum Refused {
+    Final(ProposeError),
+    /// The leader has not heard a quorum lately; nothing was written.
+    NoLease,
+}
+
+type WriteError = RaftError<crate::types::Types, ClientWriteError<crate::types::Types>>;
+
+fn propose_error(error: WriteError) -> Refused {
+    let error = match error {
+        RaftError::Fatal(_) => ProposeError::Stopped,
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            if forward.reason == ForwardReason::LeaseExpired {
+                return Refused::NoLease;
+            }
+            ProposeError::NotLeader { leader: forward.leader_id.map(|id| id.0) }
+        }
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
+            ProposeError::Unknown { reason: "leadership was lost meanwhile" }
+        }
+        // Neither is asked for by a plain write.
+        RaftError::APIError(
+            ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_),
+        ) => ProposeError::Busy { reason: "refused by Raft" },
+    };
+    Refused::Final(error)
 }

@@ -4,10 +4,24 @@
 //! what they implement. Nothing here knows what a command means, what a copyset stores, or where a
 //! peer lives (`Resolve` does).
 
+mod blocking;
+mod codec;
+mod core;
+mod election;
+mod gate;
 mod group;
 mod host;
+mod inbox;
+mod lease;
+mod log;
 mod machine;
+mod metrics;
+mod network;
 mod options;
+mod peers;
+mod replica;
+mod snapshot;
+mod types;
 
 pub use group::{ChangeError, GroupHandle, Leadership, ProposeError, ReadError, TransferError};
 pub use host::{HostError, RaftHost};

@@ -51,8 +51,8 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(500),
-            election_min: Duration::from_millis(1500),
-            election_max: Duration::from_millis(3000),
+            election_min: Duration::from_millis(1800),
+            election_max: Duration::from_millis(2400),
             lease: Duration::from_millis(760),
             lease_hold: Duration::from_millis(800),
         }
