@@ -87,8 +87,27 @@ async fn mount_staged(
     if read_only {
         return Ok(());
     }
-    // The volume may have been expanded while it was not attached.
-    Ok(filesystem::grow(device, &plan.staging, fs_type).await?)
+    grow_staged(device, &plan.staging, fs_type, flags).await
+}
+
+/// The volume may have been expanded while it was not attached.
+async fn grow_staged(
+    device: &Path,
+    staging: &Path,
+    fs_type: FsType,
+    flags: &[String],
+) -> Result<(), CsiError> {
+    let grown = filesystem::grow(device, staging, fs_type).await;
+    match (fs_type, grown) {
+        (FsType::Ext4, Err(error)) => {
+            tracing::warn!(%error, "the file system does not grow mounted, so it is taken off");
+            let path = staging.to_owned();
+            blocking(move || Ok(mounts::unmount(&path)?)).await?;
+            filesystem::grow_unmounted(device).await?;
+            Ok(filesystem::mount(device, staging, fs_type, flags, false).await?)
+        }
+        (_, grown) => Ok(grown?),
+    }
 }
 
 /// The file system that is mounted from this device at the staging path already. What another

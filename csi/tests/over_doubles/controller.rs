@@ -125,12 +125,12 @@ async fn an_exclusive_volume_is_published_to_one_node_and_the_refusal_names_it()
 async fn a_raw_volume_may_be_shared_by_nodes() {
     let mut driver = Driver::start();
     let shared = block(Mode::MultiNodeMultiWriter);
-    let id = driver.create(create_request("pvc-1", MIB, shared)).await;
+    let id = driver.create(create_request("pvc-1", MIB, shared.clone())).await;
     for node in [NODE, "node-2"] {
         let request = ControllerPublishVolumeRequest {
             volume_id: id.clone(),
             node_id: node.to_owned(),
-            volume_capability: Some(shared),
+            volume_capability: Some(shared.clone()),
             ..Default::default()
         };
         driver.controller.controller_publish_volume(request).await.expect("published");
