@@ -24,7 +24,7 @@ mod upkeep;
 mod wal;
 
 #[cfg(feature = "sim")]
-pub use crate::{disk::SimDisk, superblock::format_with_wal};
+pub use crate::{disk::SimDisk, superblock::format_small};
 pub use disk::{Disk, FileDisk};
 pub use error::StoreError;
 pub use group::{Apply, ChunkView, Group, Install};

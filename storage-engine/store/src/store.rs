@@ -248,7 +248,7 @@ impl Store {
     pub fn remove_group(&self, id: CopysetId, done: Done) -> Result<(), StoreError> {
         let core = self.core();
         let reserved = WalSpace::cost(Record::LEN_MAX);
-        core.reserve(reserved, Purpose::Control)?;
+        core.reserve(reserved, Purpose::Open)?;
         let mut groups = core.groups.write().unwrap_or_else(PoisonError::into_inner);
         let Some(inner) = groups.remove(&id) else {
             core.wal.written(0, reserved);

@@ -205,15 +205,18 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<Superblock, St
     write_format(disk, superblock)
 }
 
-/// As `format`, with a WAL of another length (at least 1 MiB), so that tests see many laps of it.
+/// As `format`, with a WAL of another length (at least 1 MiB) and at most so many data blocks, so
+/// that tests see many laps of the one and much reuse of the other.
 #[cfg(feature = "sim")]
-pub fn format_with_wal(
+pub fn format_small(
     disk: &dyn Disk,
     options: &FormatOptions,
     wal_len: u64,
+    data_blocks_max: u64,
 ) -> Result<Superblock, StoreError> {
     let mut superblock = plan(disk, options)?;
     superblock.layout.wal_len = wal_len;
+    superblock.layout.data_blocks = superblock.layout.data_blocks.min(data_blocks_max);
     write_format(disk, superblock)
 }
 

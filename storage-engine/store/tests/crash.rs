@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::model::{Host, crash_options};
-use common::sim;
+use common::sim_small;
 use curve_store::{SimDisk, Store};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -15,10 +15,13 @@ const SIZE: u64 = 64 << 20;
 /// Small enough that a run goes around the ring several times.
 const WAL: u64 = 1 << 20;
 
+/// Few enough that blocks are reused soon after they are released.
+const BLOCKS: u64 = 2_000;
+
 /// Works, crashes at a random operation, reopens, a few times on one disk.
 fn run(seed: u64, cycles: u32) {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut disk = sim(SIZE, WAL);
+    let mut disk = sim_small(SIZE, WAL, BLOCKS);
     let (store, _) = Store::open(disk.clone(), crash_options()).expect("open");
     let mut host = Host::new(seed, store);
     for _ in 0..cycles {
@@ -54,7 +57,7 @@ fn acknowledged_work_survives_crashes_at_random_moments() {
 #[test]
 fn acknowledged_work_survives_a_crash_at_each_operation() {
     for at in 0..120 {
-        let disk = sim(SIZE, WAL);
+        let disk = sim_small(SIZE, WAL, BLOCKS);
         let (store, _) = Store::open(disk.clone(), crash_options()).expect("open");
         let mut host = Host::new(77, store);
         disk.crash_at(disk.operations() + at);

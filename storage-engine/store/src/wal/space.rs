@@ -11,15 +11,18 @@ use crate::health::Device;
 use crate::wal::format::BATCH_HEADER_LEN;
 
 /// Part of the ring kept for votes, truncations, purges and marks, so that a log full of entries
-/// can still be purged: 1/64, which is 32 such batches in the smallest ring.
-const CONTROL_PART: u64 = 64;
-/// Blocks that not even those take, kept for the record of the next opens.
+/// can still be purged.
+const CONTROL_PART: u64 = 16;
+/// As much of it as large rings need: a thousand batches of one such record each.
+const CONTROL_MAX: u64 = 4 << 20;
+/// Blocks that not even those take, kept for what opens the store and for what gives room back.
 const OPEN_RESERVE: u64 = 8 * BLOCK_SIZE;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
     Entries,
     Control,
+    /// Opening, removing a group, ending an install.
     Open,
 }
 
@@ -55,7 +58,9 @@ impl WalSpace {
 
     fn limit(&self, purpose: Purpose) -> u64 {
         match purpose {
-            Purpose::Entries => self.len - self.len / CONTROL_PART - OPEN_RESERVE,
+            Purpose::Entries => {
+                self.len - (self.len / CONTROL_PART).min(CONTROL_MAX) - OPEN_RESERVE
+            }
             Purpose::Control => self.len - OPEN_RESERVE,
             Purpose::Open => self.len,
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use curve_store::{
     Done, FormatOptions, LogEntry, LogPosition, RecoveredGroup, SimDisk, StateProvider, Store,
-    StoreError, StoreOptions, format_with_wal,
+    StoreError, StoreOptions, format_small,
 };
 use curve_types::{ChunkIndex, ChunkKey, ClusterId, DeviceId, VolumeId};
 
@@ -19,6 +19,10 @@ pub fn node() -> DeviceId {
 }
 
 pub fn sim(size: u64, wal_len: u64) -> Arc<SimDisk> {
+    sim_small(size, wal_len, u64::MAX)
+}
+
+pub fn sim_small(size: u64, wal_len: u64, data_blocks: u64) -> Arc<SimDisk> {
     let disk = SimDisk::new(size);
     let options = FormatOptions {
         cluster: ClusterId::random(),
@@ -26,7 +30,7 @@ pub fn sim(size: u64, wal_len: u64) -> Arc<SimDisk> {
         name: "test".into(),
         size,
     };
-    format_with_wal(&disk, &options, wal_len).expect("format");
+    format_small(&disk, &options, wal_len, data_blocks).expect("format");
     Arc::new(disk)
 }
 

@@ -441,10 +441,9 @@ impl Host {
         for at in 0..=steps.len() {
             if at >= acknowledged {
                 match compare(&model, &found) {
-                    Ok(()) => {
-                        matched = Some(model.clone());
-                        break;
-                    }
+                    // The last match: a purge that recovery holds back until a checkpoint contains
+                    // it looks like one that was lost, and takes effect with a later open.
+                    Ok(()) => matched = Some(model.clone()),
                     Err(difference) => why += &format!("after step {at}: {difference}\n"),
                 }
             }
