@@ -20,7 +20,8 @@ pub fn status() -> Result<Value> {
     let mut last = None;
     for ordinal in 0..3 {
         let pod = format!("{CLUSTER}-mds-{ordinal}");
-        match kubectl::run(&["-n", NAMESPACE, "exec", &pod, "--", "curve", "status", "-o", "json"]) {
+        match kubectl::run(&["-n", NAMESPACE, "exec", &pod, "--", "curve", "status", "-o", "json"])
+        {
             Ok(text) => return serde_json::from_str(&text).context("parse curve status"),
             Err(error) => last = Some(error),
         }

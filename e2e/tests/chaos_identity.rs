@@ -14,8 +14,7 @@ fn host_dir(pod: &str) -> Result<PathBuf> {
     let object = format!("pod/{pod}");
     let path = "{.spec.volumes[?(@.persistentVolumeClaim)].persistentVolumeClaim.claimName}";
     let claim = kubectl::field(engine::NAMESPACE, &object, path)?;
-    let volume =
-        kubectl::field(engine::NAMESPACE, &format!("pvc/{claim}"), "{.spec.volumeName}")?;
+    let volume = kubectl::field(engine::NAMESPACE, &format!("pvc/{claim}"), "{.spec.volumeName}")?;
     let dir = kubectl::run(&["get", "pv", &volume, "-o", "jsonpath={.spec.hostPath.path}"])?;
     ensure!(!dir.is_empty(), "volume {volume} of {pod} is not a host path");
     let node = engine::node_of(engine::NAMESPACE, pod)?;

@@ -28,7 +28,11 @@ fn a_lost_nodes_copysets_are_rebuilt_on_a_fourth_chunkserver() -> Result<()> {
     workload::claim(ns, "data", "Filesystem", "256Mi")?;
     workload::pod(ns, "data", "data", "Filesystem", Some("node1"))?;
     workload::wait_running(ns, "data")?;
-    let sum = kubectl::exec(ns, "data", "head -c 33554432 /dev/urandom >/data/x && sync && md5sum </data/x")?;
+    let sum = kubectl::exec(
+        ns,
+        "data",
+        "head -c 33554432 /dev/urandom >/data/x && sync && md5sum </data/x",
+    )?;
 
     if devices < 4 {
         cluster.add_node()?;
@@ -38,7 +42,15 @@ fn a_lost_nodes_copysets_are_rebuilt_on_a_fourth_chunkserver() -> Result<()> {
         engine::wait_device("demo-default-3", true, REBUILT)?;
     }
     let short = r#"{"spec":{"recovery":{"outAfter":"15s"}}}"#;
-    kubectl::run(&["-n", engine::NAMESPACE, "patch", "curvecluster/demo", "--type=merge", "-p", short])?;
+    kubectl::run(&[
+        "-n",
+        engine::NAMESPACE,
+        "patch",
+        "curvecluster/demo",
+        "--type=merge",
+        "-p",
+        short,
+    ])?;
     engine::wait_healthy(REBUILT)?;
 
     let victim: u8 = 2;

@@ -44,7 +44,8 @@ fn strangers_are_refused_on_every_port_of_every_pod() -> Result<()> {
     let mut open = 0;
     for (pod, ip) in &pods {
         for port in PORTS {
-            for garbage in ["GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n", "CRV1\\001\\000\\001\\002"]
+            for garbage in
+                ["GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n", "CRV1\\001\\000\\001\\002"]
             {
                 let script = probe(ip, port, garbage);
                 let answer =

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::check::{self, Outcome};
-use crate::cluster::Cluster;
 use crate::cluster::record::{ClusterLock, LOCK_HELD_ENV};
+use crate::cluster::{Cluster, verify};
 use crate::command;
 use crate::deploy::cargo;
+use crate::packages;
 use crate::paths::Paths;
 use crate::progress::{Progress, Step, human};
 use crate::tools::Tools;
@@ -50,16 +51,19 @@ pub enum Selection {
 pub fn test(selection: &Selection) -> Result<bool> {
     let mut run =
         Run { paths: Paths::from_env()?, outcomes: Vec::new(), totals: Totals::default() };
+    let mut step = Step::new("Debian packages".into());
+    let installed = packages::ensure(&mut step);
+    step.finish(installed.is_ok());
+    installed?;
     match selection {
         Selection::All { cluster } => {
             run.check()?;
-            run.unit();
-            run.csi_sanity()?;
+            run.unit()?;
             if *cluster {
-                run.end_to_end(None)?;
+                run.plain_cluster()?;
             }
         }
-        Selection::Unit => run.unit(),
+        Selection::Unit => run.unit()?,
         Selection::CsiSanity => run.csi_sanity()?,
         Selection::EndToEnd { name } => run.end_to_end(name.as_deref())?,
     }
@@ -75,19 +79,26 @@ impl Run {
         Ok(())
     }
 
-    fn unit(&mut self) {
+    fn unit(&mut self) -> Result<()> {
+        let tools = self.csi_tools()?;
         let mut cargo = cargo(&self.paths);
         cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "curve-e2e"]);
+        // The driver over doubles runs the whole suite; charts are tested with the pinned helm.
+        cargo.env("CURVE_CSI_SANITY", tools.dir("sidecars").join("csi-sanity"));
+        cargo.env("CURVE_HELM", tools.helm()).env("CURVE_REQUIRE_HELM", "1");
         self.cargo_test("unit and integration", &mut cargo);
+        Ok(())
+    }
+
+    fn csi_tools(&self) -> Result<Tools> {
+        let mut step = Step::new("tools of csi-sanity".into());
+        let tools = Tools::ensure(&self.paths, &mut step, &["sidecars", "csi-spec"]);
+        step.finish(tools.is_ok());
+        tools
     }
 
     fn csi_sanity(&mut self) -> Result<()> {
-        let tools = {
-            let mut step = Step::new("tools of csi-sanity".into());
-            let tools = Tools::ensure(&self.paths, &mut step, &["sidecars", "csi-spec"]);
-            step.finish(tools.is_ok());
-            tools?
-        };
+        let tools = self.csi_tools()?;
         let mut cargo = cargo(&self.paths);
         cargo.args(["test", "--no-fail-fast", "--package", "curve-e2e", "--test", CSI_SANITY]);
         cargo.args(["--", "--nocapture"]).env("PATH", path_with(&tools.path_entries())?);
@@ -115,7 +126,29 @@ impl Run {
         if let Ok(cluster) = ready {
             self.run_on(&cluster, &targets, filter)?;
         }
-        // A machine that only tests should be left as it was found.
+        self.remove_cluster_in_ci()
+    }
+
+    /// Kubernetes alone. The tests of Curve on it (`cargo xtask test e2e`) join the whole run
+    /// once all of them pass.
+    fn plain_cluster(&mut self) -> Result<()> {
+        let _lock = ClusterLock::take()?;
+        let mut progress = Progress::new(4);
+        let ready = up::start_cluster(&self.paths, E2E_NODES, &mut progress).and_then(|cluster| {
+            progress.stage("plain pods", |step| verify::plain_pods(&cluster, step))
+        });
+        let outcome = Outcome {
+            name: "cluster with plain pods".into(),
+            elapsed: progress.elapsed(),
+            failure: ready.err().map(|error| format!("{error:#}")),
+        };
+        self.count_one(&outcome);
+        self.outcomes.push(outcome);
+        self.remove_cluster_in_ci()
+    }
+
+    /// A machine that only tests should be left as it was found.
+    fn remove_cluster_in_ci(&self) -> Result<()> {
         if std::env::var_os("CI").is_some() {
             let mut step = Step::new("removing the cluster".into());
             let removed = Cluster::new(self.paths.clone(), Tools::cached(&self.paths)?)
