@@ -153,10 +153,11 @@ impl Replay {
                 log.truncate_after(position.index.checked_sub(1));
             }
             // Purged past its end, as after an install: the log began anew here.
-            Some(next) if position.index > next => {
-                if purged.is_some_and(|purged| purged.index + 1 == position.index) {
-                    log.truncate_after(None);
-                }
+            Some(next)
+                if position.index > next
+                    && purged.is_some_and(|purged| purged.index + 1 == position.index) =>
+            {
+                log.truncate_after(None);
             }
             _ => {}
         }
