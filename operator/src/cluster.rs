@@ -75,30 +75,37 @@ pub async fn reconcile(
     cluster: Arc<CurveCluster>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    let key = ClusterKey {
-        namespace: cluster.namespace().unwrap_or_default(),
-        name: cluster.name_any(),
-    };
+    let key =
+        ClusterKey { namespace: cluster.namespace().unwrap_or_default(), name: cluster.name_any() };
     let client = &context.client;
     let observed = dereference::dereference(client, &key, &context.settings.namespace).await?;
     if cluster.metadata.deletion_timestamp.is_some() {
         return tear_down(&cluster, &key, &observed, &context).await;
     }
     let old = cluster.status.clone().unwrap_or_default();
-    let validated = match validate::validate(&cluster, &context.settings.image) {
+    let generation = cluster.metadata.generation;
+    let validated = validate::validate(&cluster, &context.settings.image).and_then(|validated| {
+        validate::validate_inheritance(&validated, &observed.volume_paths())?;
+        Ok(validated)
+    });
+    let validated = match validated {
         Ok(validated) => validated,
         Err(invalid) => {
-            let generation = cluster.metadata.generation;
             let status = status::refuse(&old, &invalid, generation, Timestamp::now());
             publish_changes(&cluster, &old, &status, &context).await?;
-            // Only a change of the spec can help, and that wakes this controller up.
-            return Ok(Action::await_change());
+            return Ok(Action::requeue(LOOK_AGAIN));
         }
     };
     if !cluster.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         apply::set_finalizer(client, &cluster, true).await?;
     }
-    converge(&cluster, &validated, &observed, &old, &context).await
+    let result = converge(&cluster, &validated, &observed, &old, &context).await;
+    if let Err(error) = &result {
+        let now = Timestamp::now();
+        let status = status::interrupted(&old, &crate::describe(error), generation, now);
+        publish_changes(&cluster, &old, &status, &context).await?;
+    }
+    result
 }
 
 async fn converge(
@@ -125,7 +132,8 @@ async fn converge(
         engine = ask_engine(context.api.as_ref(), &target).await;
     }
     let (bindings, shortages) = place(validated, observed);
-    let objects = build_objects(validated, observed, old, &credentials, &engine, &bindings, context);
+    let objects =
+        build_objects(validated, observed, old, &credentials, &engine, &bindings, context);
     apply::free_released_volumes(client, &observed.volumes).await?;
     apply::apply(client, objects, &observed.connections).await?;
     let sets = read_back(client, &key, validated).await?;
@@ -180,7 +188,8 @@ fn build_objects(
     bindings: &[Bindings],
     context: &Context,
 ) -> ClusterObjects {
-    let hostname = |node: &Node| Some((node.name_any(), node.labels().get(LABEL_HOSTNAME)?.clone()));
+    let hostname =
+        |node: &Node| Some((node.name_any(), node.labels().get(LABEL_HOSTNAME)?.clone()));
     let cluster_id = match engine {
         Ok(status) => uuid::Uuid::from_slice(&status.cluster_id).ok().map(|id| id.to_string()),
         Err(_) => None,
@@ -328,3 +337,6 @@ async fn tear_down(
     apply::set_finalizer(client, cluster, false).await?;
     Ok(Action::await_change())
 }
+
+#[cfg(test)]
+mod tests;

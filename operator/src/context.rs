@@ -37,8 +37,10 @@ impl Context {
         api: Arc<dyn ClusterApi>,
         metrics: Metrics,
     ) -> Self {
-        let reporter =
-            Reporter { controller: "curve-operator".into(), instance: std::env::var("POD_NAME").ok() };
+        let reporter = Reporter {
+            controller: "curve-operator".into(),
+            instance: std::env::var("POD_NAME").ok(),
+        };
         let recorder = Recorder::new(client.clone(), reporter);
         Self { client, settings, api, metrics, recorder }
     }

@@ -6,14 +6,16 @@
 pub mod api;
 pub mod cluster;
 mod condition;
-#[cfg(test)]
-mod fixtures;
 pub mod context;
 pub mod crd;
+#[cfg(test)]
+mod fixtures;
 pub mod metrics;
 mod object;
 pub mod pool;
 pub mod run;
+#[cfg(test)]
+mod scenario;
 
 /// An error with its causes on one line.
 fn describe(error: &dyn std::error::Error) -> String {

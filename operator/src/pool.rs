@@ -16,9 +16,9 @@ use serde_json::json;
 use thiserror::Error;
 
 use crate::api::{ApiError, Target};
+use crate::cluster;
 use crate::cluster::names::{ClusterKey, FIELD_MANAGER};
 use crate::cluster::status::Notice;
-use crate::cluster;
 use crate::context::Context;
 use crate::crd::{CurveCluster, CurvePool, CurvePoolStatus};
 use plan::{Outcome, pool_spec, summarize};
@@ -89,9 +89,7 @@ async fn find_cluster(
     let namespace = pool.namespace().unwrap_or_default();
     let api: Api<CurveCluster> = Api::namespaced(client.clone(), &namespace);
     let name = &pool.spec.cluster;
-    api.get_opt(name)
-        .await
-        .map_err(|source| PoolError::ReadCluster { name: name.clone(), source })
+    api.get_opt(name).await.map_err(|source| PoolError::ReadCluster { name: name.clone(), source })
 }
 
 async fn service_of(cluster: &CurveCluster, context: &Context) -> Result<Target, Outcome> {
@@ -176,8 +174,5 @@ fn api_of(client: &Client, pool: &CurvePool) -> Api<CurvePool> {
 
 /// Names a pool's cluster, for waking the pool up when its cluster changes.
 pub fn cluster_of(pool: &CurvePool) -> ClusterKey {
-    ClusterKey {
-        namespace: pool.namespace().unwrap_or_default(),
-        name: pool.spec.cluster.clone(),
-    }
+    ClusterKey { namespace: pool.namespace().unwrap_or_default(), name: pool.spec.cluster.clone() }
 }

@@ -81,7 +81,10 @@ async fn lead(
     // Closing the channel makes the holder give the lease back, so that the other replica need
     // not wait for it to run out.
     drop(leading);
-    holder.await.context("stop renewing the leader lease")?.context("give the leader lease back")?;
+    holder
+        .await
+        .context("stop renewing the leader lease")?
+        .context("give the leader lease back")?;
     result
 }
 

@@ -29,8 +29,7 @@ fn the_examples_are_valid_objects() {
     for name in ["cluster.yaml", "pool.yaml"] {
         let text = fs::read_to_string(root.join("examples").join(name)).expect("an example");
         for document in serde_yaml::Deserializer::from_str(&text) {
-            let value: serde_json::Value =
-                serde::Deserialize::deserialize(document).expect("YAML");
+            let value: serde_json::Value = serde::Deserialize::deserialize(document).expect("YAML");
             match value["kind"].as_str() {
                 Some("CurveCluster") => {
                     let cluster = serde_json::from_value(value).expect("a CurveCluster");

@@ -107,7 +107,8 @@ pub fn gather_credentials(
     let mut agents = BTreeMap::new();
     for node in &observed.nodes {
         let node = node.name_any();
-        let identity = keep_or_issue(authority, remote(key.node_secret(&node)), Role::Agent, &node)?;
+        let identity =
+            keep_or_issue(authority, remote(key.node_secret(&node)), Role::Agent, &node)?;
         agents.insert(node, identity);
     }
     Ok(Credentials {

@@ -103,4 +103,12 @@ impl Observed {
             })
             .collect()
     }
+
+    /// The directory of each existing local volume, by the volume's name.
+    pub fn volume_paths(&self) -> BTreeMap<String, Option<String>> {
+        let path = |volume: &PersistentVolume| {
+            Some(volume.spec.as_ref()?.host_path.as_ref()?.path.clone())
+        };
+        self.volumes.iter().map(|volume| (volume.name_any(), path(volume))).collect()
+    }
 }

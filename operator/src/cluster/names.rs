@@ -140,6 +140,11 @@ impl ValidatedCluster {
         format!("curve.{}.{}", self.namespace, self.pod_name(set, ordinal))
     }
 
+    /// Directory of a pod's data on its node, below the `hostPath` of its set.
+    pub fn host_path(&self, set: &ValidatedSet, ordinal: u32, base: &str) -> String {
+        format!("{base}/{}/{}", self.key().host_directory(), self.pod_name(set, ordinal))
+    }
+
     /// Name of the claim that the StatefulSet makes for a pod.
     pub fn claim_name(&self, set: &ValidatedSet, ordinal: u32) -> String {
         format!("{}-{}", claim_template(&set.role), self.pod_name(set, ordinal))

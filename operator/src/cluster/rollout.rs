@@ -16,6 +16,17 @@ use super::health::{self, Engine};
 /// Time between a pod's becoming ready and the next restart. Longer than the metadata service
 /// takes to notice a silent chunkserver, so that its "whole" is not a view from before.
 const SETTLE: SignedDuration = SignedDuration::from_secs(15);
+/// What kubelet says of a container that only another spec can help.
+const HOPELESS: [&str; 8] = [
+    "ErrImagePull",
+    "ErrImageNeverPull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+    "CrashLoopBackOff",
+];
 const REVISION_LABEL: &str = "controller-revision-hash";
 
 /// What to do now.
@@ -23,6 +34,8 @@ const REVISION_LABEL: &str = "controller-revision-hash";
 pub enum RolloutStep {
     /// Every pod runs the current spec.
     Done,
+    /// The StatefulSet controller has not yet seen the current template.
+    Settling,
     /// Evict this pod; its StatefulSet starts it anew.
     Restart { pod: String },
     /// Some pods are outdated, and nothing may be restarted yet.
@@ -38,7 +51,7 @@ pub fn plan_rollout(
 ) -> RolloutStep {
     let views: Vec<PodView> = sets.iter().flat_map(|set| views(set, pods)).collect();
     if sets.iter().any(|set| !is_observed(set)) {
-        return wait("the StatefulSets are being updated");
+        return RolloutStep::Settling;
     }
     let mut outdated: Vec<&PodView> = views.iter().filter(|pod| !pod.updated).collect();
     if outdated.is_empty() {
@@ -135,12 +148,12 @@ fn is_stuck(pod: &Pod) -> bool {
     let containers =
         pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     let waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
-    let stuck = ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CrashLoopBackOff"];
-    let refused = ["ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError"];
-    let unscheduled = pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(
-        |c| c.type_ == "PodScheduled" && c.status == "False",
-    );
-    unscheduled || waiting.into_iter().any(|r| stuck.contains(&r) || refused.contains(&r))
+    let unscheduled = pod
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten())
+        .any(|c| c.type_ == "PodScheduled" && c.status == "False");
+    unscheduled || waiting.into_iter().any(|reason| HOPELESS.contains(&reason))
 }
 
 #[cfg(test)]

@@ -76,6 +76,23 @@ pub fn refuse(
     status
 }
 
+/// The status when a reconciliation stopped half-way: what runs goes on running, and the reason is
+/// there to be read.
+pub fn interrupted(
+    old: &CurveClusterStatus,
+    error: &str,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> CurveClusterStatus {
+    let mut status = old.clone();
+    if status.phase.is_empty() {
+        status.phase = "Pending".into();
+    }
+    let state = ConditionState::yes("ReconcileError", error);
+    set_condition(&mut status.conditions, "Progressing", state, generation, now);
+    status
+}
+
 /// The status of a cluster that is being deleted.
 pub fn deleting(
     old: &CurveClusterStatus,
@@ -190,6 +207,9 @@ fn progressing(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> Conditi
     }
     match inputs.rollout {
         RolloutStep::Done => {}
+        RolloutStep::Settling => {
+            return ConditionState::yes("Applying", "the StatefulSets are being updated");
+        }
         RolloutStep::Restart { pod } => {
             return ConditionState::yes("RollingUpdate", format!("restarting {pod}"));
         }
@@ -206,7 +226,11 @@ fn progressing(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> Conditi
         (Ok(_), 0) => ConditionState::no("UpToDate", "everything runs as the spec says"),
         (Ok(_), n) => ConditionState::yes(
             "Creating",
-            format!("{n} of {} chunkservers are still to join: {}", wanted.len(), missing.join(", ")),
+            format!(
+                "{n} of {} chunkservers are still to join: {}",
+                wanted.len(),
+                missing.join(", ")
+            ),
         ),
     }
 }
@@ -290,6 +314,13 @@ fn phase(
 /// Bytes as people write them in a spec.
 pub fn quantity(bytes: u64) -> String {
     curve_types::ByteSize(bytes).to_string().replace(' ', "").replace("iB", "i")
+}
+
+/// The same without loss, for objects: with a unit only where it divides.
+pub fn exact_quantity(bytes: u64) -> String {
+    let units = [("Ti", 40), ("Gi", 30), ("Mi", 20)];
+    let fitting = units.iter().find(|(_, shift)| bytes > 0 && bytes.is_multiple_of(1 << shift));
+    fitting.map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
 /// The conditions by type, for comparing.

@@ -72,7 +72,8 @@ pub async fn read_leftovers(
     let handle = format!("1/{cluster_id}/");
     let on_this_cluster = volumes.items.iter().filter(|volume| {
         let source = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
-        source.is_some_and(|csi| csi.driver == BLOCK_DRIVER && csi.volume_handle.starts_with(&handle))
+        source
+            .is_some_and(|csi| csi.driver == BLOCK_DRIVER && csi.volume_handle.starts_with(&handle))
     });
     Ok(Leftovers {
         claims: claims.list(&mine).await.map_err(at("list claims"))?.items,

@@ -124,7 +124,10 @@ pub fn validate(cluster: &CurveCluster, own_image: &str) -> Result<ValidatedClus
     let meta = &cluster.metadata;
     let name = meta.name.clone().unwrap_or_default();
     if name.is_empty() || name.len() > CLUSTER_NAME_MAX {
-        return invalid("metadata.name", format!("{name:?} has not 1 to {CLUSTER_NAME_MAX} letters"));
+        return invalid(
+            "metadata.name",
+            format!("{name:?} has not 1 to {CLUSTER_NAME_MAX} letters"),
+        );
     }
     if spec.deletion_policy == DeletionPolicy::Destroy
         && spec.destroy_confirmation.as_deref() != Some(&name)
@@ -153,6 +156,42 @@ pub fn validate(cluster: &CurveCluster, own_image: &str) -> Result<ValidatedClus
         node_sets,
         out_after: validate_duration("spec.recovery.outAfter", &spec.recovery.out_after)?,
     })
+}
+
+/// Checks a valid cluster against the local volumes that an earlier cluster of the same name left
+/// behind: it must take them all back, since data may have replicas on any of them.
+pub fn validate_inheritance(
+    cluster: &ValidatedCluster,
+    volumes: &BTreeMap<String, Option<String>>,
+) -> Result<(), Invalid> {
+    let mut wanted = BTreeMap::new();
+    for set in cluster.sets() {
+        let ValidatedStorage::HostPath { path, .. } = &set.storage else { continue };
+        for ordinal in 0..set.count {
+            wanted.insert(cluster.volume_name(set, ordinal), cluster.host_path(set, ordinal, path));
+        }
+    }
+    for (name, path) in volumes {
+        let field = "spec.nodeSets";
+        match (wanted.get(name), path) {
+            (None, _) => {
+                let problem = format!(
+                    "PersistentVolume {name} holds data of this cluster and no node set takes it: \
+                     raise count to what it was, or delete the volume if the data may go"
+                );
+                return invalid(field, problem);
+            }
+            (Some(wanted), Some(path)) if wanted != path => {
+                let problem = format!(
+                    "the data of this cluster is at {path} (PersistentVolume {name}), not at \
+                     {wanted}: write the hostPath that it was made with"
+                );
+                return invalid(field, problem);
+            }
+            (Some(_), _) => {}
+        }
+    }
+    Ok(())
 }
 
 fn validate_mds(
@@ -266,10 +305,7 @@ fn validate_duration(field: &str, text: &str) -> Result<Duration, Invalid> {
 }
 
 /// The image reference and pull policy; parts that the spec leaves out are the operator's own.
-fn validate_image(
-    image: Option<&Image>,
-    own: &str,
-) -> Result<(String, Option<String>), Invalid> {
+fn validate_image(image: Option<&Image>, own: &str) -> Result<(String, Option<String>), Invalid> {
     let Some(image) = image else { return Ok((own.into(), None)) };
     let (own_repository, own_tag) = split_image(own);
     let repository = image.repository.as_deref().unwrap_or(own_repository);
@@ -278,7 +314,10 @@ fn validate_image(
         (None, None, _) => own.to_owned(),
         (None, Some(_), Some(tag)) => format!("{repository}:{tag}"),
         (None, Some(_), None) => {
-            return invalid("spec.image.tag", "is needed: the operator's own image has none".into());
+            return invalid(
+                "spec.image.tag",
+                "is needed: the operator's own image has none".into(),
+            );
         }
     };
     Ok((reference, image.pull_policy.clone()))

@@ -136,12 +136,7 @@ impl Mds {
 
 impl Default for Mds {
     fn default() -> Self {
-        Self {
-            replicas: Self::default_replicas(),
-            storage: None,
-            resources: None,
-            placement: None,
-        }
+        Self { replicas: Self::default_replicas(), storage: None, resources: None, placement: None }
     }
 }
 
@@ -284,10 +279,13 @@ pub struct CurveClusterStatus {
 #[derive(JsonSchema, Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub struct CopysetCounts {
     /// All replicas there.
+    #[schemars(with = "i32")]
     pub whole: u32,
     /// A quorum, but fewer replicas than wanted.
+    #[schemars(with = "i32")]
     pub degraded: u32,
     /// No quorum.
+    #[schemars(with = "i32")]
     pub unavailable: u32,
 }
 

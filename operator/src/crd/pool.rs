@@ -88,6 +88,7 @@ pub struct CurvePoolStatus {
     pub provisioned: String,
     /// Raft groups that hold the data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>")]
     pub copysets: Option<u32>,
     /// Generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

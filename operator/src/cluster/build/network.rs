@@ -37,9 +37,7 @@ pub fn build_services(cluster: &ValidatedCluster) -> Vec<Service> {
 }
 
 fn service_ports(role: &SetRole) -> Value {
-    let port = |name: &str, port: u16| {
-        json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"})
-    };
+    let port = |name: &str, port: u16| json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"});
     match role {
         SetRole::Mds => json!([
             port("grpc", MDS_GRPC_PORT),

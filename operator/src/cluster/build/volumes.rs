@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::cluster::names::{ANNOTATION_NODE, LABEL_HOSTNAME};
 use crate::cluster::placement::Bindings;
+use crate::cluster::status::exact_quantity;
 use crate::cluster::validate::{ValidatedCluster, ValidatedSet, ValidatedStorage};
 use crate::object::typed;
 
@@ -39,8 +40,7 @@ fn build_volume(
     node: &str,
     hostname: &str,
 ) -> PersistentVolume {
-    let directory =
-        format!("{path}/{}/{}", cluster.key().host_directory(), cluster.pod_name(set, ordinal));
+    let directory = cluster.host_path(set, ordinal, path);
     typed(json!({
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -51,7 +51,7 @@ fn build_volume(
         },
         "spec": {
             "accessModes": ["ReadWriteOnce"],
-            "capacity": {"storage": set.storage.size().0.to_string()},
+            "capacity": {"storage": exact_quantity(set.storage.size().0)},
             "volumeMode": "Filesystem",
             "persistentVolumeReclaimPolicy": "Retain",
             "hostPath": {"path": directory, "type": "DirectoryOrCreate"},

@@ -18,6 +18,7 @@ use crate::cluster::names::{
     MDS_METRICS_PORT, MDS_RAFT_PORT, claim_template,
 };
 use crate::cluster::placement::Bindings;
+use crate::cluster::status::exact_quantity;
 use crate::cluster::validate::{SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
 use crate::object::typed;
 
@@ -114,7 +115,7 @@ fn claim(cluster: &ValidatedCluster, set: &ValidatedSet) -> Value {
             "accessModes": ["ReadWriteOnce"],
             "storageClassName": class,
             "volumeMode": "Filesystem",
-            "resources": {"requests": {"storage": set.storage.size().0.to_string()}},
+            "resources": {"requests": {"storage": exact_quantity(set.storage.size().0)}},
         },
     })
 }
@@ -161,9 +162,7 @@ fn spread(cluster: &ValidatedCluster, set: &ValidatedSet) -> Value {
 }
 
 fn container(cluster: &ValidatedCluster, set: &ValidatedSet, family: AddressFamily) -> Value {
-    let field = |name: &str, path: &str| {
-        json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
-    };
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     let mut env = vec![
         field("POD_NAME", "metadata.name"),
         field("POD_IP", "status.podIP"),
@@ -273,9 +272,7 @@ fn words(role: &str, flags: impl Iterator<Item = (&'static str, String)>) -> Vec
 
 fn pod_volumes(cluster: &ValidatedCluster, set: &ValidatedSet) -> Vec<Value> {
     let key = cluster.key();
-    let secret = |name: &str, secret: String| {
-        json!({"name": name, "secret": {"secretName": secret, "defaultMode": 0o400}})
-    };
+    let secret = |name: &str, secret: String| json!({"name": name, "secret": {"secretName": secret, "defaultMode": 0o400}});
     let mut volumes = vec![json!({"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}})];
     match set.role {
         SetRole::Mds => {

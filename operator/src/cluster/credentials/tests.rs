@@ -17,7 +17,9 @@ fn what_exists_is_kept_and_what_is_missing_is_made() {
     let mut mds = stored(&first.mds);
     mds.data.as_mut().expect("data").insert(CLUSTER_KEY.into(), bytes(&first.cluster_key));
     observed.secrets.insert("demo-mds-tls".into(), mds);
-    observed.connections.insert("curve-curve-demo-node-node1".into(), stored(&first.agents["node1"]));
+    observed
+        .connections
+        .insert("curve-curve-demo-node-node1".into(), stored(&first.agents["node1"]));
     let second = gather_credentials(&key(), &authority, &observed).expect("credentials");
     assert_eq!(second.cluster_key, first.cluster_key);
     assert_eq!(second.mds.cert_pem, first.mds.cert_pem);

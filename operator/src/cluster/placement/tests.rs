@@ -39,7 +39,10 @@ fn two_nodes_for_three_replicas_are_not_enough() {
     let placement = plan_placement(&chunkservers(3), &Bindings::new(), &nodes(2));
     assert_eq!(names(&placement.bindings), ["node1", "node2"]);
     let text = placement.shortage.expect("a shortage");
-    assert!(text.starts_with("2 of 3 pods of default are placed: 2 nodes can be used, 3"), "{text}");
+    assert!(
+        text.starts_with("2 of 3 pods of default are placed: 2 nodes can be used, 3"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -63,8 +66,9 @@ fn the_loss_of_a_node_does_not_stop_growth_onto_a_new_one() {
 
 #[test]
 fn zones_are_filled_evenly() {
-    let nodes: Vec<Node> =
-        [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")].map(|(n, z)| node(n, z)).into();
+    let nodes: Vec<Node> = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")]
+        .map(|(n, z)| node(n, z))
+        .into();
     let placement = plan_placement(&chunkservers(3), &Bindings::new(), &nodes);
     assert_eq!(names(&placement.bindings), ["a1", "b1", "c1"]);
 }

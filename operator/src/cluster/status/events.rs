@@ -25,7 +25,8 @@ impl Notice {
 }
 
 /// Condition reasons that are worth a warning when they come up.
-const ALARMS: [(&str, &str); 5] = [
+const ALARMS: [(&str, &str); 6] = [
+    ("Progressing", "ReconcileError"),
     ("Progressing", "NotEnoughNodes"),
     ("Progressing", "WaitingForHealth"),
     ("Progressing", "InvalidSpec"),

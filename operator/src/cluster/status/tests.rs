@@ -89,7 +89,10 @@ fn loss_and_repair_are_told_with_numbers_and_once() {
     assert_eq!(status.disks, "2/3");
     let (degraded, reason, message) = condition(&status, "Degraded");
     assert_eq!((degraded.as_str(), reason.as_str()), ("True", "ChunkserversDown"));
-    assert!(message.starts_with("chunkserver demo-default-1 is down since 22:14:50 UTC"), "{message}");
+    assert!(
+        message.starts_with("chunkserver demo-default-1 is down since 22:14:50 UTC"),
+        "{message}"
+    );
     assert!(message.contains("8 of 8 copysets have fewer replicas"), "{message}");
     assert_eq!(event_reasons(&events), ["ChunkserverDown", "CopysetsDegraded"]);
     scene.second += 10;

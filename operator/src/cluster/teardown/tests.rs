@@ -16,7 +16,8 @@ fn destroying() -> CurveCluster {
 
 fn observed(pods: Vec<Pod>, sets: Vec<StatefulSet>) -> Observed {
     let cluster = validated_with(json!({}));
-    let bound = |count: u32| (0..count).map(|i| (i, format!("node{}", i + 1))).collect::<Bindings>();
+    let bound =
+        |count: u32| (0..count).map(|i| (i, format!("node{}", i + 1))).collect::<Bindings>();
     let secret = |name: &str| (name.to_owned(), Secret::default());
     Observed {
         nodes: nodes(3),
@@ -66,7 +67,10 @@ fn destroy_waits_for_the_volumes_of_users() {
     let sets = vec![stateful_set("demo-mds", None)];
     let plan = plan_teardown(&destroying(), &key(), &observed(Vec::new(), sets), &leftovers);
     let waiting = plan.waiting_for.clone().expect("waits");
-    assert!(waiting.starts_with("1 PersistentVolumes still lie on this cluster (pvc-1)"), "{waiting}");
+    assert!(
+        waiting.starts_with("1 PersistentVolumes still lie on this cluster (pvc-1)"),
+        "{waiting}"
+    );
     let nothing = TeardownPlan { waiting_for: plan.waiting_for.clone(), ..TeardownPlan::default() };
     assert_eq!(plan, nothing);
 }
@@ -130,9 +134,12 @@ fn a_node_that_left_the_cluster_is_not_waited_for() {
 #[test]
 fn only_directories_of_this_cluster_are_erased() {
     let mut observed = observed(Vec::new(), Vec::new());
-    for (volume, path) in
-        observed.volumes.iter_mut().zip(["/", "/etc", "/var/lib/curve/other-demo/x", "curve-demo/x"])
-    {
+    for (volume, path) in observed.volumes.iter_mut().zip([
+        "/",
+        "/etc",
+        "/var/lib/curve/other-demo/x",
+        "curve-demo/x",
+    ]) {
         let source = volume.spec.as_mut().and_then(|spec| spec.host_path.as_mut());
         source.expect("a host path").path = path.into();
     }

@@ -9,7 +9,8 @@ fn the_short_form_gets_working_defaults() {
     assert_eq!(cluster.image, OWN_IMAGE);
     assert_eq!(cluster.out_after, Duration::from_secs(600));
     assert_eq!(cluster.mds.count, 3);
-    let expected = ValidatedStorage::HostPath { path: "/var/lib/curve".into(), size: ByteSize(1 << 30) };
+    let expected =
+        ValidatedStorage::HostPath { path: "/var/lib/curve".into(), size: ByteSize(1 << 30) };
     assert_eq!(cluster.mds.storage, expected);
     assert_eq!(cluster.chunkservers(), 3);
 }
@@ -71,7 +72,10 @@ fn what_cannot_be_carried_out_is_refused_by_field() {
         (path("/data/../etc"), "spec.nodeSets[0].device.hostPath"),
         (path("/"), "spec.nodeSets[0].device.hostPath"),
         (path("/data//x"), "spec.nodeSets[0].device.hostPath"),
-        (set(json!({"device": {"hostPath": "/d", "size": "lots"}})), "spec.nodeSets[0].device.size"),
+        (
+            set(json!({"device": {"hostPath": "/d", "size": "lots"}})),
+            "spec.nodeSets[0].device.size",
+        ),
         (set(json!({"device": {"hostPath": "/d", "size": "1Mi"}})), "spec.nodeSets[0].device"),
         (set(json!({"device": {}})), "spec.nodeSets[0].device"),
         (set(json!({"device": {"hostPath": "/d"}})), "spec.nodeSets[0].device"),
@@ -102,7 +106,23 @@ fn two_node_sets_cannot_share_a_name() {
 
 #[test]
 fn destroy_with_the_right_word_is_accepted() {
-    let cluster =
-        cluster_with(json!({"deletionPolicy": "Destroy", "destroyConfirmation": "demo"}));
+    let cluster = cluster_with(json!({"deletionPolicy": "Destroy", "destroyConfirmation": "demo"}));
     assert!(validate(&cluster, OWN_IMAGE).is_ok());
+}
+
+#[test]
+fn a_cluster_made_again_must_take_all_its_data_back() {
+    let cluster = validated_with(json!({}));
+    let path = |pod: &str| Some(format!("/var/lib/curve/curve-demo/{pod}"));
+    let volume = |pod: &str, path| (format!("curve.curve.{pod}"), path);
+    let check = |volumes: Vec<(String, Option<String>)>| {
+        validate_inheritance(&cluster, &volumes.into_iter().collect())
+    };
+    let same = ["demo-mds-0", "demo-default-2"].map(|pod| volume(pod, path(pod)));
+    assert_eq!(check(same.to_vec()), Ok(()));
+    let fewer = check(vec![volume("demo-default-3", path("demo-default-3"))]);
+    assert!(fewer.expect_err("one too many").problem.contains("raise count"));
+    let moved =
+        check(vec![volume("demo-default-0", Some("/old/curve-demo/demo-default-0".into()))]);
+    assert!(moved.expect_err("elsewhere").problem.contains("is at /old/curve-demo/demo-default-0"));
 }

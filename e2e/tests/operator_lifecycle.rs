@@ -1,0 +1,182 @@
+//! One cluster from its creation to its erasure: grown, changed while it serves, deleted with its
+//! data kept and made again, deleted for good.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use curve_e2e::kubectl::{self, Namespace};
+use curve_e2e::wait;
+
+const READY: Duration = Duration::from_secs(240);
+/// Each restart waits for the cluster to be whole and to have settled.
+const ROLLED: Duration = Duration::from_secs(420);
+const OBJECT: &str = "curvecluster/small";
+const HOST_PATH: &str = "/var/lib/curve-e2e-small";
+
+/// Removes what outlives a namespace, also when a step failed.
+struct Leftovers<'a>(&'a str);
+
+impl Drop for Leftovers<'_> {
+    fn drop(&mut self) {
+        if std::env::var_os("CURVE_E2E_KEEP").is_some() {
+            return;
+        }
+        let patch = r#"{"spec":{"deletionPolicy":"Destroy","destroyConfirmation":"small"}}"#;
+        let _ = kubectl::run(&["-n", self.0, "patch", OBJECT, "--type=merge", "-p", patch]);
+        let _ = kubectl::run(&["-n", self.0, "delete", OBJECT, "--timeout=120s"]);
+        let label = format!("curve.io/cluster-namespace={}", self.0);
+        let _ = kubectl::run(&["delete", "pv", "-l", &label, "--wait=false"]);
+    }
+}
+
+fn apply(ns: &str, count: u32, cpu: &str) -> Result<()> {
+    kubectl::apply(&format!(
+        "apiVersion: curve.io/v1alpha1
+kind: CurveCluster
+metadata: {{name: small, namespace: {ns}}}
+spec:
+  mds: {{storage: {{hostPath: {HOST_PATH}, size: 512Mi}}}}
+  nodeSets:
+  - name: disks
+    count: {count}
+    device: {{hostPath: {HOST_PATH}, size: 1Gi}}
+    resources: {{requests: {{cpu: {cpu}, memory: 64Mi}}}}
+"
+    ))?;
+    Ok(())
+}
+
+/// Waits until the operator has carried the current spec out.
+fn wait_ready(ns: &str, timeout: Duration) -> Result<()> {
+    wait::until("the cluster to be ready", timeout, || {
+        let fields = "{.metadata.generation} {.status.observedGeneration} {.status.phase} \
+                      {.status.health} {.status.disks}";
+        let seen = kubectl::field(ns, OBJECT, fields).map_err(|error| error.to_string())?;
+        let words: Vec<&str> = seen.split(' ').collect();
+        match words.as_slice() {
+            [generation, observed, "Ready", "OK", _] if generation == observed => Ok(()),
+            _ => {
+                let conditions = "{.status.conditions[*].message}";
+                Err(format!(
+                    "{seen}: {}",
+                    kubectl::field(ns, OBJECT, conditions).unwrap_or_default()
+                ))
+            }
+        }
+    })
+}
+
+fn curve(ns: &str, command: &str) -> Result<String> {
+    let pod = "small-mds-0";
+    kubectl::run(&["-n", ns, "exec", pod, "--", "sh", "-c", &format!("curve {command}")])
+}
+
+fn pods(ns: &str, jsonpath: &str) -> Result<String> {
+    let label = "curve.io/node-set=disks";
+    kubectl::run(&["-n", ns, "get", "pods", "-l", label, "-o", &format!("jsonpath={jsonpath}")])
+}
+
+#[test]
+fn a_cluster_lives_grows_changes_and_ends_as_its_spec_says() -> Result<()> {
+    let namespace = Namespace::create("operator-life")?;
+    let ns = namespace.0.as_str();
+    let _leftovers = Leftovers(ns);
+
+    apply(ns, 3, "20m")?;
+    wait_ready(ns, READY)?;
+    let table = kubectl::run(&["-n", ns, "get", "curveclusters"])?;
+    ensure!(table.contains("3/3"), "{table}");
+    curve(ns, "volume create kept --size 64Mi")?;
+    let id = kubectl::field(ns, OBJECT, "{.status.clusterId}")?;
+
+    apply(ns, 4, "20m")?;
+    kubectl::wait_field(ns, OBJECT, "{.status.disks}", "4/4", READY)?;
+    wait_ready(ns, READY)?;
+    let shrink = apply(ns, 3, "20m").err().context("a shrinking count was accepted")?;
+    ensure!(shrink.to_string().contains("count cannot shrink"), "{shrink}");
+
+    roll(ns)?;
+    keep_and_return(ns, &id)?;
+    destroy(ns)
+}
+
+/// New resources reach every pod, one after the other, and no two are ever away together.
+fn roll(ns: &str) -> Result<()> {
+    apply(ns, 4, "25m")?;
+    let deadline = std::time::Instant::now() + ROLLED;
+    loop {
+        let ready = pods(ns, "{.items[*].status.conditions[?(@.type==\"Ready\")].status}")?;
+        let away = 4 - ready.split(' ').filter(|status| *status == "True").count();
+        ensure!(away <= 1, "{away} chunkservers are away together: {ready}");
+        let cpu = pods(ns, "{.items[*].spec.containers[0].resources.requests.cpu}")?;
+        if cpu == "25m 25m 25m 25m" && away == 0 {
+            break;
+        }
+        ensure!(std::time::Instant::now() < deadline, "after {ROLLED:?} pods have {cpu}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    wait_ready(ns, READY)?;
+    let events = kubectl::run(&["-n", ns, "get", "events", "-o", "jsonpath={.items[*].reason}"])?;
+    ensure!(events.contains("RollingUpdate") && events.contains("Ready"), "{events}");
+    Ok(())
+}
+
+/// Without a word about the data, deletion keeps it for the cluster that comes next.
+fn keep_and_return(ns: &str, id: &str) -> Result<()> {
+    kubectl::run(&["-n", ns, "delete", OBJECT, "--timeout=120s"])?;
+    wait::until("the pods to stop", READY, || match pods(ns, "{.items[*].metadata.name}") {
+        Ok(names) if names.is_empty() => Ok(()),
+        Ok(names) => Err(names),
+        Err(error) => Err(error.to_string()),
+    })?;
+    apply(ns, 3, "25m")?;
+    kubectl::wait_field(ns, OBJECT, "{.status.phase}", "Failed", READY)?;
+    let message =
+        kubectl::field(ns, OBJECT, "{.status.conditions[?(@.type==\"Progressing\")].message}")?;
+    ensure!(message.contains("raise count to what it was"), "{message}");
+    apply(ns, 4, "25m")?;
+    wait_ready(ns, READY)?;
+    let again = kubectl::field(ns, OBJECT, "{.status.clusterId}")?;
+    ensure!(again == id, "the cluster was {id} and is {again}");
+    let volumes = curve(ns, "volume list")?;
+    ensure!(volumes.contains("kept"), "{volumes}");
+    Ok(())
+}
+
+/// With the word, nothing is left: neither volumes nor directories.
+fn destroy(ns: &str) -> Result<()> {
+    let patch = r#"{"spec":{"deletionPolicy":"Destroy","destroyConfirmation":"small"}}"#;
+    kubectl::run(&["-n", ns, "patch", OBJECT, "--type=merge", "-p", patch])?;
+    kubectl::run(&["-n", ns, "delete", OBJECT, "--timeout=180s"])?;
+    let label = format!("curve.io/cluster-namespace={ns}");
+    wait::until("the volumes to go", READY, || {
+        match kubectl::run(&["get", "pv", "-l", &label, "-o", "name"]) {
+            Ok(names) if names.is_empty() => Ok(()),
+            Ok(names) => Err(names),
+            Err(error) => Err(error.to_string()),
+        }
+    })?;
+    kubectl::apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: look, namespace: {ns}}}
+spec:
+  restartPolicy: Never
+  nodeSelector: {{kubernetes.io/hostname: node1}}
+  containers:
+  - name: look
+    image: localhost/curve-test:dev
+    imagePullPolicy: Never
+    command: [sh, -c, \"ls -A /host\"]
+    volumeMounts: [{{name: host, mountPath: /host}}]
+  volumes:
+  - {{name: host, hostPath: {{path: {HOST_PATH}}}}}
+"
+    ))?;
+    kubectl::wait_field(ns, "pod/look", "{.status.phase}", "Succeeded", READY)?;
+    let left = kubectl::run(&["-n", ns, "logs", "look"])?;
+    ensure!(!left.contains(ns), "left on node1: {left}");
+    let secrets = kubectl::run(&["-n", ns, "get", "secrets", "-o", "name"])?;
+    ensure!(!secrets.contains("small-"), "{secrets}");
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! Whole reconciliations against an API server in memory and a metadata service of our choice.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use curve_wire::proto::ClusterStatus;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::ApiError;
+use crate::cluster::build::AddressFamily;
+use crate::context::Settings;
+use crate::fixtures::{OWN_IMAGE, engine, nodes, short_form};
+use crate::metrics::Metrics;
+use crate::scenario::ApiServer;
+
+const CLUSTER: &str = "/apis/curve.io/v1alpha1/namespaces/curve/curveclusters/demo";
+
+/// A metadata service that answers what it is told, and remembers what it was asked to make.
+#[derive(Default)]
+struct Service {
+    status: Mutex<Option<ClusterStatus>>,
+    created: Mutex<Vec<CreatePool>>,
+}
+
+#[async_trait]
+impl ClusterApi for Service {
+    async fn status(&self, _: &Target) -> Result<ClusterStatus, ApiError> {
+        let status = self.status.lock().expect("status").clone();
+        status.ok_or_else(|| ApiError::Unreachable("refused".into()))
+    }
+
+    async fn create_pool(&self, _: &Target, pool: &CreatePool) -> Result<(), ApiError> {
+        self.created.lock().expect("created").push(pool.clone());
+        Ok(())
+    }
+
+    async fn delete_pool(&self, _: &Target, _: &str) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
+
+struct Scene {
+    server: ApiServer,
+    service: Arc<Service>,
+    context: Arc<Context>,
+}
+
+impl Scene {
+    fn new(node_count: usize) -> Self {
+        let server = ApiServer::default();
+        server.put(CLUSTER, short_form());
+        for node in nodes(node_count) {
+            let value = serde_json::to_value(&node).expect("JSON");
+            server.put(&format!("/api/v1/nodes/{}", node.name_any()), value);
+        }
+        let service = Arc::new(Service::default());
+        let settings = Settings {
+            namespace: "curve-system".into(),
+            image: OWN_IMAGE.into(),
+            family: AddressFamily::V4,
+        };
+        let (metrics, _) = Metrics::register();
+        let context = Context::new(server.client(), settings, service.clone(), metrics);
+        Self { server, service, context: Arc::new(context) }
+    }
+
+    async fn reconcile(&self) {
+        let cluster = self.server.get(CLUSTER).expect("the cluster");
+        let cluster = serde_json::from_value(cluster).expect("a CurveCluster");
+        reconcile(Arc::new(cluster), self.context.clone()).await.expect("reconciles");
+    }
+
+    fn status(&self) -> Value {
+        self.server.get(CLUSTER).expect("the cluster")["status"].clone()
+    }
+
+    /// What the StatefulSet controller and the kubelets would do.
+    fn start_pods(&self) {
+        for ordinal in 0..3 {
+            let labels = ClusterKey { namespace: "curve".into(), name: "demo".into() }.labels();
+            let pod = json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "name": format!("demo-mds-{ordinal}"), "namespace": "curve", "labels": labels,
+                },
+                "status": {"podIP": format!("10.0.0.{ordinal}")},
+            });
+            self.server.put(&format!("/api/v1/namespaces/curve/pods/demo-mds-{ordinal}"), pod);
+        }
+        for path in self.server.paths("/statefulsets/") {
+            let mut set = self.server.get(&path).expect("a set");
+            set["metadata"]["generation"] = json!(1);
+            set["status"] = json!({"observedGeneration": 1, "replicas": 3});
+            self.server.put(&path, set);
+        }
+    }
+
+    fn serve(&self, status: ClusterStatus) {
+        *self.service.status.lock().expect("status") = Some(status);
+    }
+}
+
+#[tokio::test]
+async fn everything_that_is_wanted_is_applied() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    let cluster: CurveCluster =
+        serde_json::from_value(scene.server.get(CLUSTER).expect("there")).expect("a CurveCluster");
+    let validated = validate::validate(&cluster, OWN_IMAGE).expect("valid");
+    let mut wanted = vec![
+        "/secrets/demo-ca".to_owned(),
+        "/secrets/demo-mds-tls".into(),
+        "/secrets/demo-chunkserver-tls".into(),
+        "/secrets/demo-admin".into(),
+        "/serviceaccounts/demo-mds".into(),
+        "/serviceaccounts/demo-chunkserver".into(),
+        "/poddisruptionbudgets/demo-mds".into(),
+        "/poddisruptionbudgets/demo-chunkserver".into(),
+    ];
+    for set in validated.sets() {
+        let name = validated.set_name(set);
+        wanted.extend([format!("/services/{name}"), format!("/statefulsets/{name}")]);
+        wanted.extend(
+            (0..set.count).map(|ordinal| {
+                format!("/persistentvolumes/{}", validated.volume_name(set, ordinal))
+            }),
+        );
+    }
+    for path in wanted {
+        assert_eq!(scene.server.paths(&path).len(), 1, "{path}");
+    }
+    let finalizers = &scene.server.get(CLUSTER).expect("there")["metadata"]["finalizers"];
+    assert_eq!(*finalizers, json!([FINALIZER]));
+    assert_eq!(scene.status()["phase"], "Progressing");
+}
+
+#[tokio::test]
+async fn a_cluster_whose_service_answers_gets_a_pool_connections_and_becomes_ready() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    let mut without_pool = engine();
+    without_pool.pools.clear();
+    scene.serve(without_pool);
+    scene.reconcile().await;
+    let created = scene.service.created.lock().expect("created").clone();
+    assert_eq!(created.len(), 1);
+    assert_eq!((created[0].name.as_str(), created[0].replicas), ("default", 3));
+
+    scene.serve(engine());
+    scene.start_pods();
+    scene.reconcile().await;
+    assert_eq!(scene.status()["phase"], "Ready");
+    for name in ["csi", "node-node1", "node-node2", "node-node3"] {
+        let path = format!("/api/v1/namespaces/curve-system/secrets/curve-curve-demo-{name}");
+        let secret = scene.server.get(&path).expect(name);
+        for key in ["ca.crt", "tls.crt", "tls.key", "client.toml", "cluster-uuid"] {
+            assert!(secret["data"][key].is_string(), "{name} {key}");
+        }
+    }
+    let created = scene.service.created.lock().expect("created").len();
+    assert_eq!(created, 1);
+}
+
+#[tokio::test]
+async fn keys_and_certificates_stay_from_one_look_to_the_next() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    scene.reconcile().await;
+    let secrets = |scene: &Scene| -> Vec<Value> {
+        let paths = scene.server.paths("/secrets/");
+        paths.iter().map(|path| scene.server.get(path).expect("there")["data"].clone()).collect()
+    };
+    let before = secrets(&scene);
+    scene.server.take_writes();
+    scene.start_pods();
+    scene.reconcile().await;
+    assert_eq!(secrets(&scene), before);
+    let writes = scene.server.take_writes();
+    assert!(writes.iter().all(|write| !write.contains("/curve-system/secrets/")), "{writes:?}");
+    assert!(writes.iter().all(|write| !write.ends_with("/status")), "{writes:?}");
+}
+
+#[tokio::test]
+async fn a_pool_that_somebody_made_replaces_the_default_one() {
+    let scene = Scene::new(3);
+    let pool = json!({
+        "apiVersion": "curve.io/v1alpha1", "kind": "CurvePool",
+        "metadata": {"name": "fast", "namespace": "curve"}, "spec": {"cluster": "demo"},
+    });
+    scene.server.put("/apis/curve.io/v1alpha1/namespaces/curve/curvepools/fast", pool);
+    scene.reconcile().await;
+    scene.start_pods();
+    let mut without_pool = engine();
+    without_pool.pools.clear();
+    scene.serve(without_pool);
+    scene.reconcile().await;
+    assert!(scene.service.created.lock().expect("created").is_empty());
+}
+
+#[tokio::test]
+async fn too_few_nodes_are_told_and_the_rest_is_still_made() {
+    let scene = Scene::new(2);
+    scene.reconcile().await;
+    let status = scene.status();
+    assert_eq!(status["phase"], "Pending");
+    let conditions = status["conditions"].as_array().expect("conditions");
+    let progressing = conditions.iter().find(|c| c["type"] == "Progressing").expect("there");
+    assert_eq!(progressing["reason"], "NotEnoughNodes");
+    let set = scene.server.paths("/statefulsets/demo-mds");
+    assert_eq!(scene.server.get(&set[0]).expect("there")["spec"]["replicas"], 2);
+    assert_eq!(scene.server.paths("/events").len(), 1);
+}
+
+#[tokio::test]
+async fn the_name_of_another_clusters_connection_is_not_taken_over() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    let foreign = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": "curve-curve-demo-csi", "namespace": "curve-system", "labels": {
+            "curve.io/cluster": "mo", "curve.io/cluster-namespace": "curve-de",
+        }},
+    });
+    let path = "/api/v1/namespaces/curve-system/secrets/curve-curve-demo-csi";
+    scene.server.put(path, foreign.clone());
+    let cluster = serde_json::from_value(scene.server.get(CLUSTER).expect("there")).expect("one");
+    let error = reconcile(Arc::new(cluster), scene.context.clone()).await.expect_err("foreign");
+    assert!(error.to_string().contains("belongs to another cluster (curve-de/mo)"), "{error}");
+    assert_eq!(scene.server.get(path), Some(foreign));
+    let conditions = scene.status()["conditions"].clone();
+    assert!(conditions.to_string().contains("ReconcileError"), "{conditions}");
+}
+
+#[tokio::test]
+async fn deletion_with_retain_stops_processes_and_keeps_data_and_keys() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    scene.reconcile().await;
+    let mut cluster = scene.server.get(CLUSTER).expect("there");
+    cluster["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    scene.server.put(CLUSTER, cluster);
+    scene.reconcile().await;
+    assert_eq!(scene.server.paths("/statefulsets/"), [] as [&str; 0]);
+    assert_eq!(scene.server.paths("/curve-system/secrets/"), [] as [&str; 0]);
+    assert_eq!(scene.server.paths("/persistentvolumes/").len(), 6);
+    assert_eq!(scene.server.paths("/secrets/demo-ca").len(), 1);
+    assert_eq!(scene.server.paths("/secrets/demo-mds-tls").len(), 1);
+    assert_eq!(scene.server.get(CLUSTER).expect("there")["metadata"]["finalizers"], json!([]));
+}
+
+#[tokio::test]
+async fn a_released_volume_is_freed_for_the_cluster_that_comes_back() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    let path = "/api/v1/persistentvolumes/curve.curve.demo-default-0";
+    let mut volume = scene.server.get(path).expect("there");
+    volume["spec"]["claimRef"]["uid"] = json!("gone");
+    volume["status"] = json!({"phase": "Released"});
+    scene.server.put(path, volume);
+    scene.reconcile().await;
+    assert_eq!(scene.server.get(path).expect("there")["spec"]["claimRef"]["uid"], Value::Null);
+}
