@@ -6,7 +6,8 @@ use std::sync::mpsc;
 
 use curve_store::{FormatOptions, Group, SimDisk, Store, StoreOptions, format_with_wal};
 use curve_types::{
-    BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ClusterId, CopysetId, DeviceId, Epoch, SessionId, VolumeId,
+    BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId,
+    VolumeId,
 };
 use curve_wire::chunk::{Writer, decode_reply};
 use proptest::prelude::*;

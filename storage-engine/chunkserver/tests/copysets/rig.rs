@@ -115,10 +115,6 @@ impl Rig {
         Ok(())
     }
 
-    pub fn node_of(&self, device: DeviceId) -> Option<usize> {
-        self.nodes.iter().position(|node| node.device == device)
-    }
-
     /// Number of the node that leads a copyset.
     pub async fn leader(&self, copyset: CopysetId) -> Result<usize> {
         for _ in 0..400 {
