@@ -242,7 +242,8 @@ impl Host {
                 75..80 => self.truncate(id)?,
                 80..88 => self.purge(id)?,
                 88..93 => self.vote(id),
-                93..96 => checkpoint(&self.store)?,
+                93 => checkpoint(&self.store)?,
+                94..96 => self.store.checkpoint(Box::new(|_| ())),
                 96..98 => self.install(id)?,
                 98 => self.remove(id)?,
                 _ => self.settle()?,
@@ -478,7 +479,7 @@ impl Host {
         if !belongs {
             // An older incarnation (the removal was lost) or an install that came through without
             // an answer: its history is not known any more, only that it is consistent.
-            let _ = self.store.remove_group(id, Box::new(|_| ()));
+            durable(|done| self.store.remove_group(id, done)).expect("remove");
             LogModel::step(&mut self.logs, id, &Step::Remove);
             LogModel::step(&mut self.base, id, &Step::Remove);
             return;
