@@ -3,5 +3,6 @@
 
 pub mod engine;
 pub mod kubectl;
+pub mod playground;
 pub mod wait;
 pub mod workload;

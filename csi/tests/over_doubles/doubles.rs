@@ -50,9 +50,16 @@ const POOL_CAPACITY: u64 = 64 << 30;
 pub struct MemoryMds {
     volumes: Mutex<BTreeMap<VolumeId, VolumeInfo>>,
     modes: Mutex<HashMap<(VolumeId, String), Sharing>>,
+    /// Accepts nobody's certificate.
+    untrusting: bool,
 }
 
 impl MemoryMds {
+    /// One that the caller's certificate means nothing to.
+    pub fn untrusting() -> Self {
+        Self { untrusting: true, ..Self::default() }
+    }
+
     fn with<T>(
         &self,
         id: VolumeId,
@@ -103,6 +110,9 @@ impl VolumeService for MemoryMds {
     }
 
     async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError> {
+        if self.untrusting {
+            return Err(VolumeError::Untrusted("not a certificate of this cluster".to_owned()));
+        }
         self.with(id, |volume| volume.clone())
     }
 

@@ -1,5 +1,6 @@
 //! The driver, whole, over doubles of the MDS and the agent.
 
+mod clusters;
 mod controller;
 mod doubles;
 mod node;

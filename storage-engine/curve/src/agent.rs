@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use curve_attach::agent::{Agent, AgentOptions, AgentService, ConnectionDir, ConnectionSource};
+use curve_attach::agent::{
+    Agent, AgentOptions, AgentService, ConnectionDir, ConnectionSource, serve_own_node,
+};
 use curve_attach::private_socket;
 use curve_wire::pki::Identity;
 use curve_wire::proto::agent_client::AgentClient;
@@ -55,7 +57,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    lifetime::run_role(serve(args))
+    let failures = serve_own_node();
+    lifetime::run_role(async {
+        for (step, error) in failures {
+            tracing::warn!(%error, "cannot {step}: short memory on this node may stop its volumes");
+        }
+        serve(args).await
+    })
 }
 
 async fn serve(args: Args) -> Result<()> {

@@ -31,9 +31,10 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(counts.messages(scene));
     messages.extend(pool_messages(scene));
     messages.extend(full_messages(scene));
-    let attached = state.volumes.values().filter(|v| {
-        v.sessions.keys().any(|session| scene.view.is_live(*session, scene.now))
-    });
+    let attached = state
+        .volumes
+        .values()
+        .filter(|v| v.sessions.keys().any(|session| scene.view.is_live(*session, scene.now)));
     let health = if is_early(scene) {
         messages = vec!["a new MDS leader is waiting for the chunkservers to report".to_owned()];
         proto::Health::Unknown
@@ -119,12 +120,12 @@ impl Counts {
 
 /// Replicas of the copyset that has lost most, and how many it should have.
 fn fewest_replicas(scene: Scene<'_>) -> (usize, usize) {
-    let missing = |(id, copyset): (&CopysetId, &Copyset)| {
-        match scene.view.condition(*id, copyset, scene.now) {
+    let missing =
+        |(id, copyset): (&CopysetId, &Copyset)| match scene.view.condition(*id, copyset, scene.now)
+        {
             Condition::Degraded { replicas } => Some((replicas, copyset.voters.len())),
             _ => None,
-        }
-    };
+        };
     let all = scene.state.copysets.iter().filter_map(missing);
     all.max_by_key(|(have, want)| want - have).unwrap_or_default()
 }
@@ -137,9 +138,7 @@ fn mds_message(members: &[Member]) -> Option<String> {
 
 /// A device that is down matters until everything it held has been re-created elsewhere.
 fn down_message(scene: Scene<'_>) -> Option<String> {
-    let matters = |id: DeviceId| {
-        !scene.is_out(id) || scene.state.copysets_on(id).next().is_some()
-    };
+    let matters = |id: DeviceId| !scene.is_out(id) || scene.state.copysets_on(id).next().is_some();
     let down: Vec<_> = current(scene.state)
         .filter(|(id, _)| scene.view.is_down(*id, scene.now) && matters(*id))
         .collect();
@@ -153,8 +152,7 @@ fn down_message(scene: Scene<'_>) -> Option<String> {
         })
         .collect();
     let total = current(scene.state).count();
-    let mut message =
-        format!("{} of {total} chunkservers down ({})", down.len(), shown.join("; "));
+    let mut message = format!("{} of {total} chunkservers down ({})", down.len(), shown.join("; "));
     let stuck: Vec<&str> = down
         .iter()
         .filter(|(id, _)| !has_spare(scene, *id))

@@ -201,8 +201,7 @@ fn publish_topology(node: &Node, version: u64) {
     let new = node.look(|scene| topology(scene, version));
     node.topology.send_if_modified(|current| {
         let known = current.as_ref().map_or(0, |current| current.version);
-        let same = current.as_deref()
-            == Some(&proto::Topology { version: known, ..new.clone() });
+        let same = current.as_deref() == Some(&proto::Topology { version: known, ..new.clone() });
         if !same {
             *current = Some(Arc::new(new.clone()));
         }

@@ -20,6 +20,8 @@ mod plan;
 mod run;
 mod service;
 mod state;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub use node::LEADER_METADATA;

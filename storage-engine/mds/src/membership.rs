@@ -43,8 +43,7 @@ pub fn next_step<'a>(
     let (own_name, own_id) = own;
     let others: Vec<_> = others.into_iter().collect();
     let heard = || others.iter().filter_map(|(name, said)| Some((*name, said.as_ref()?)));
-    let mut of_cluster: Vec<_> =
-        heard().filter(|(_, said)| !said.cluster_id.is_empty()).collect();
+    let mut of_cluster: Vec<_> = heard().filter(|(_, said)| !said.cluster_id.is_empty()).collect();
     if !of_cluster.is_empty() {
         of_cluster.sort_by_key(|(_, said)| !said.leader);
         return Step::Join(of_cluster.into_iter().map(|(name, _)| name.to_owned()).collect());
@@ -93,8 +92,11 @@ pub async fn form_or_join(
         match next_step((peers.own_name(), device), peers.others()) {
             Step::Initialize(voters) => {
                 tracing::info!(?voters, "forming the MDS group");
-                host.initialize(CopysetId::MDS, voters).await?;
-                return Ok(());
+                match host.initialize(CopysetId::MDS, voters).await {
+                    // The log that a leader sent meanwhile decides whether we belong to it.
+                    Ok(_) | Err(HostError::Initialized(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
             Step::Join(leaders) => {
                 for name in leaders {

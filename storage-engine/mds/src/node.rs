@@ -154,13 +154,14 @@ impl Node {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let command = Command { request_id, now_unix_ms, kind: Some(kind) };
-        let raw = self.group.propose(command.encode_to_vec().into()).await.map_err(|error| {
-            match error {
-                ProposeError::NotLeader { leader } => self.not_leader(leader),
-                ProposeError::TooLong(_) => Status::invalid_argument(error.to_string()),
-                _ => Status::unavailable(error.to_string()),
-            }
-        })?;
+        let raw =
+            self.group.propose(command.encode_to_vec().into()).await.map_err(
+                |error| match error {
+                    ProposeError::NotLeader { leader } => self.not_leader(leader),
+                    ProposeError::TooLong(_) => Status::invalid_argument(error.to_string()),
+                    _ => Status::unavailable(error.to_string()),
+                },
+            )?;
         let answer = Answer::decode(raw).map_err(|error| Status::internal(error.to_string()))?;
         match answer.kind {
             Some(answer::Kind::Refused(refused)) => Err(status(Refusal {

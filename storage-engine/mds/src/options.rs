@@ -107,7 +107,9 @@ mod tests {
         let peer: Peer = "mds-0,mds-0.demo.svc:7100,[::1]:7101".parse().expect("peer");
         let expected = ("mds-0", "mds-0.demo.svc:7100", "[::1]:7101");
         assert_eq!((&*peer.name, &*peer.grpc, &*peer.raft), expected);
-        for text in ["", "a", "a,b:1", "a,b:1,c", "a,b:1,c:0", ",b:1,c:2", "a,b:1,c:2,d", "a,:1,c:2"] {
+        for text in
+            ["", "a", "a,b:1", "a,b:1,c", "a,b:1,c:0", ",b:1,c:2", "a,b:1,c:2,d", "a,:1,c:2"]
+        {
             let error = text.parse::<Peer>().expect_err(text);
             assert!(error.to_string().contains("NAME,GRPC_HOST:PORT"), "{error}");
         }

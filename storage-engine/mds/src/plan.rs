@@ -33,9 +33,8 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(repair::plan_replacements(scene));
     commands.extend(plan_forgotten_devices(scene));
     let volumes = || scene.state.volumes.iter();
-    let owes_fence = |volume: &crate::state::Volume| {
-        !volume.deleting && volume.fenced_epoch < volume.epoch
-    };
+    let owes_fence =
+        |volume: &crate::state::Volume| !volume.deleting && volume.fenced_epoch < volume.epoch;
     Plan {
         commands,
         fences: volumes().filter(|(_, v)| owes_fence(v)).map(|(id, _)| *id).collect(),
@@ -50,7 +49,8 @@ fn plan_forgotten_devices(scene: Scene<'_>) -> impl Iterator<Item = Kind> {
             && scene.state.copysets_on(**id).next().is_none()
             && scene.view.is_down(**id, scene.now)
     };
-    let forget = |(id, _): (&curve_types::DeviceId, _)| Kind::ForgetDevice(log::WireId::to_wire(*id));
+    let forget =
+        |(id, _): (&curve_types::DeviceId, _)| Kind::ForgetDevice(log::WireId::to_wire(*id));
     scene.state.devices.iter().filter(idle).map(forget)
 }
 

@@ -39,8 +39,8 @@ use crate::service::{PeerService, Service};
 
 /// The device file in the data directory.
 const DEVICE_FILE: &str = "mds.device";
-/// Connections that were accepted get so long to finish after a stop was asked for.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// The Raft host gets so long to hand over leadership and to close its device.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(6);
 /// Requests that one connection has in flight.
 const REQUESTS_MAX: usize = 256;
 /// A peer that vanished without closing its connection is noticed after two of these.
@@ -178,7 +178,8 @@ async fn serve_all(
     let frames = Arc::new(Frames(host.clone()));
     let raft = rpc::serve(listeners.raft, node.device, cluster_key.mds_peer_key(), frames);
     let scrapes = serve_metrics(listeners.metrics, identity, Arc::new(registry));
-    let grpc = serve_grpc(node, listeners.grpc, identity, peer_service);
+    let routes = leader_routes(node).add_service(MdsPeerServer::new(peer_service));
+    let grpc = serve_grpc(routes, listeners.grpc, identity);
     let membership = async {
         form_or_join(host, node.device, &node.peers).await?;
         keep_polling(node).await;
@@ -194,18 +195,20 @@ async fn serve_all(
     }
 }
 
-async fn serve_grpc(
-    node: &Arc<Node>,
-    listener: TcpListener,
-    identity: &Identity,
-    peer_service: PeerService,
-) -> Result<(), tonic::transport::Error> {
+/// What only the leader answers.
+pub(crate) fn leader_routes(node: &Arc<Node>) -> Routes {
     let service = Service(node.clone());
-    let routes = Routes::new(MdsPeerServer::new(peer_service))
-        .add_service(MdsDeviceServer::new(service.clone()))
+    Routes::new(MdsDeviceServer::new(service.clone()))
         .add_service(MdsTopologyServer::new(service.clone()))
         .add_service(MdsAdminServer::new(service.clone()))
-        .add_service(MdsVolumeServer::new(service));
+        .add_service(MdsVolumeServer::new(service))
+}
+
+pub(crate) async fn serve_grpc(
+    routes: Routes,
+    listener: TcpListener,
+    identity: &Identity,
+) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
         .tls_config(tls::server_config(identity))?
         .concurrency_limit_per_connection(REQUESTS_MAX)
@@ -304,3 +307,6 @@ fn read_cluster_key(dir: &Path) -> Result<Key, RunError> {
         .map_err(|source| RunError::ReadKey { path: path.clone(), source })?;
     Key::from_hex(&text).ok_or(RunError::BadKey { path })
 }
+
+#[cfg(test)]
+mod tests;

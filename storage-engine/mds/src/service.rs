@@ -57,3 +57,6 @@ fn bad_id(field: &str, raw: &[u8]) -> Status {
     let message = format!("{field} has {} bytes: expected 16 that are not all zero", raw.len());
     Status::invalid_argument(message)
 }
+
+#[cfg(test)]
+mod tests;

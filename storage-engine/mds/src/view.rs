@@ -140,7 +140,9 @@ pub struct Heard {
 pub enum Condition {
     Whole,
     /// A quorum, but fewer replicas than wanted.
-    Degraded { replicas: usize },
+    Degraded {
+        replicas: usize,
+    },
     Unavailable,
 }
 

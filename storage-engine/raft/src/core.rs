@@ -131,15 +131,17 @@ impl GroupCore {
         let replication = m.replication.as_ref().filter(|_| is_leader);
         let caught_up = |id: &NodeId| {
             let matched = replication.and_then(|all| all.get(id).copied().flatten());
-            *id == me && is_leader || matched.is_some_and(|matched| {
-                matched.index + CAUGHT_UP_LAG >= m.last_log_index.unwrap_or(0)
-            })
+            *id == me && is_leader
+                || matched.is_some_and(|matched| {
+                    matched.index + CAUGHT_UP_LAG >= m.last_log_index.unwrap_or(0)
+                })
         };
         let heartbeat = m.heartbeat.as_ref().filter(|_| is_leader);
         let reachable = |id: &NodeId| {
             let acked = heartbeat.and_then(|all| all.get(id).copied().flatten());
             *id == me && is_leader
-                || acked.is_some_and(|at| elapsed(at.into_inner()) < self.shared.timing.election_max)
+                || acked
+                    .is_some_and(|at| elapsed(at.into_inner()) < self.shared.timing.election_max)
         };
         GroupReport {
             id: self.id,

@@ -130,7 +130,10 @@ impl GroupHandle {
     /// Replicates a command and returns the state machine's answer.
     pub async fn propose(&self, header: Bytes, payload: Bytes) -> Result<Bytes, ProposeError> {
         let proposed = self.try_propose(Proposal { header, payload }).await;
-        self.core.shared.metrics.proposal(proposed.as_ref().map_or_else(ProposeError::name, |_| "ok"));
+        self.core
+            .shared
+            .metrics
+            .proposal(proposed.as_ref().map_or_else(ProposeError::name, |_| "ok"));
         proposed
     }
 
@@ -145,7 +148,9 @@ impl GroupHandle {
         let permit = core.shared.proposal_kib.acquire_many(kib);
         let _permit = match tokio::time::timeout_at(deadline, permit).await {
             Ok(permit) => permit.map_err(|_| ProposeError::Stopped)?,
-            Err(_) => return Err(ProposeError::Busy { reason: "too many proposals are under way" }),
+            Err(_) => {
+                return Err(ProposeError::Busy { reason: "too many proposals are under way" });
+            }
         };
         if core.log_is_full() {
             return Err(ProposeError::Busy { reason: "the log is nearly full" });
@@ -156,7 +161,9 @@ impl GroupHandle {
             let error = match tokio::time::timeout_at(deadline, write).await {
                 Ok(Ok(written)) => return Ok(written.data),
                 Ok(Err(error)) => error,
-                Err(_) => return Err(ProposeError::Unknown { reason: "no quorum answered in time" }),
+                Err(_) => {
+                    return Err(ProposeError::Unknown { reason: "no quorum answered in time" });
+                }
             };
             match propose_error(error) {
                 Refused::Final(error) => return Err(error),
@@ -241,9 +248,10 @@ impl GroupHandle {
     pub async fn transfer_leader(&self, to: DeviceId) -> Result<(), TransferError> {
         let core = &self.core;
         let (leads, term, leader, eligible) = core.look(|m| {
-            let matched = m.replication.as_ref().and_then(|all| all.get(&NodeId(to)).copied().flatten());
-            let close = matched
-                .is_some_and(|id| id.index + CAUGHT_UP_LAG >= m.last_log_index.unwrap_or(0));
+            let matched =
+                m.replication.as_ref().and_then(|all| all.get(&NodeId(to)).copied().flatten());
+            let close =
+                matched.is_some_and(|id| id.index + CAUGHT_UP_LAG >= m.last_log_index.unwrap_or(0));
             let voter = m.membership_config.voter_ids().any(|id| id.0 == to);
             (m.state == ServerState::Leader, m.current_term, m.current_leader, close && voter)
         });
@@ -258,7 +266,11 @@ impl GroupHandle {
         }
         // From here on this term serves no read by lease, whatever becomes of the transfer.
         core.begin_hand_over(term);
-        core.raft.trigger().transfer_leader(NodeId(to)).await.map_err(|_| TransferError::Stopped)?;
+        core.raft
+            .trigger()
+            .transfer_leader(NodeId(to))
+            .await
+            .map_err(|_| TransferError::Stopped)?;
         let mut watch = self.watch();
         let me = core.device();
         let taken = watch.wait_for(|now| now.leader.is_some_and(|leader| leader != me));

@@ -90,7 +90,10 @@ fn raft_config(timing: &Timing) -> Result<Arc<openraft::Config>, HostError> {
         true => Ok(()),
         false => Err(HostError::Timing(text.to_owned())),
     };
-    rule(timing.lease * 21 / 20 <= timing.lease_hold, "lease_hold must exceed lease by a twentieth")?;
+    rule(
+        timing.lease * 21 / 20 <= timing.lease_hold,
+        "lease_hold must exceed lease by a twentieth",
+    )?;
     rule(timing.lease_hold <= lease, "lease_hold must be at most half of election_max")?;
     rule(timing.heartbeat < timing.lease, "heartbeat must be shorter than lease")?;
     let millis = |duration: Duration| duration.as_millis() as u64;
@@ -252,15 +255,15 @@ impl RaftHost {
         }
         let _one_at_a_time = self.host.changing.lock().await;
         let groups = self.host.all();
-        let hand_over = groups.iter().map(|core| upkeep::hand_over(GroupHandle { core: core.clone() }));
+        let hand_over =
+            groups.iter().map(|core| upkeep::hand_over(GroupHandle { core: core.clone() }));
         let _ = tokio::time::timeout(HAND_OVER_MAX, futures::future::join_all(hand_over)).await;
         self.stop(groups).await;
     }
 
     async fn stop(&self, groups: Vec<Arc<GroupCore>>) {
-        let tasks = std::mem::take(
-            &mut *self.host.tasks.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let tasks =
+            std::mem::take(&mut *self.host.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.iter().for_each(AbortHandle::abort);
         futures::future::join_all(groups.iter().map(|core| core.stop())).await;
         self.host.groups.write().unwrap_or_else(PoisonError::into_inner).clear();

@@ -32,7 +32,10 @@ pub use options::{Factory, GroupReport, HostOptions, ReadPolicy, Resolve, Timing
 /// `StateMachine`, for crates that may not know the store itself.
 pub mod device {
     pub use curve_store::{
-        Apply, DeviceState, Disk, FileDisk, FormatOptions, Group, LogPosition, RecoveredGroup, Store,
-        StoreError, StoreOptions, Superblock, format, inspect,
+        Apply, DeviceState, Disk, FileDisk, FormatOptions, Group, LogPosition, RecoveredGroup,
+        Store, StoreError, StoreOptions, Superblock, format, inspect,
     };
 }
+
+#[cfg(test)]
+mod tests;

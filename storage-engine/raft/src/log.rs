@@ -33,7 +33,10 @@ pub(crate) struct InstallGate {
 
 impl InstallGate {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { exclusive: tokio::sync::Mutex::default(), finished: watch::Sender::new(Ok(0)) })
+        Arc::new(Self {
+            exclusive: tokio::sync::Mutex::default(),
+            finished: watch::Sender::new(Ok(0)),
+        })
     }
 
     /// Runs one install while no append, truncation or purge runs.
@@ -125,7 +128,10 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     /// Reads ahead by a bounded number of bytes, however far behind the state machine is.
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {

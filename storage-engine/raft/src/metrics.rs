@@ -59,11 +59,7 @@ impl Metrics {
         registry.register("groups", "Replicas on this host", self.groups.clone());
         registry.register("leaders", "Replicas that lead", self.leaders.clone());
         registry.register("proposals", "Proposals by outcome", self.proposals.clone());
-        registry.register(
-            "apply_seconds",
-            "Time to apply one entry",
-            self.apply_seconds.clone(),
-        );
+        registry.register("apply_seconds", "Time to apply one entry", self.apply_seconds.clone());
         registry.register(
             "snapshot_sent_bytes",
             "Bytes of snapshots sent to peers",

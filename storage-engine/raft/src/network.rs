@@ -12,7 +12,9 @@ use futures::{Stream, StreamExt, TryFutureExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
-use openraft::raft::{SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderResponse};
+use openraft::raft::{
+    SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderResponse,
+};
 use openraft::{EmptyNode, OptionalSend};
 use tokio::sync::oneshot;
 
@@ -122,8 +124,8 @@ impl Network {
         let link = self.shared.peers.link(self.target, Lane::Control);
         let exchange = async {
             let connection = link.connection(CONNECT_WAIT).await;
-            let connection =
-                connection.ok_or_else(|| unreachable(format!("{} is not connected", self.target)))?;
+            let connection = connection
+                .ok_or_else(|| unreachable(format!("{} is not connected", self.target)))?;
             let called = connection.call(kind, self.shared.group.0, body, Bytes::new());
             accepted(called.map_err(|error| broken(&error)).await?)
         };

@@ -182,7 +182,11 @@ impl RaftStateMachine<Types> for Machine {
         Builder(self.replica.clone())
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: SnapshotData) -> io::Result<()> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        data: SnapshotData,
+    ) -> io::Result<()> {
         let SnapshotData::Received { state, install } = data else {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };

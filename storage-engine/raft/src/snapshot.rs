@@ -204,7 +204,9 @@ impl Receiver {
             *current = Some(sender);
             let (target, metrics) = (target.clone(), metrics.clone());
             tokio::spawn(async move {
-                if let Err(error) = receive(&*target, &metrics, from, frame.body, replier, inbox).await {
+                if let Err(error) =
+                    receive(&*target, &metrics, from, frame.body, replier, inbox).await
+                {
                     tracing::warn!(%from, error, "snapshot not received");
                 }
             });
@@ -215,7 +217,9 @@ impl Receiver {
             Some(inbox) => match inbox.try_send(delivery) {
                 Ok(()) => return,
                 Err(mpsc::error::TrySendError::Full((_, _, replier))) => (replier, Refusal::Busy),
-                Err(mpsc::error::TrySendError::Closed((_, _, replier))) => (replier, Refusal::Snapshot),
+                Err(mpsc::error::TrySendError::Closed((_, _, replier))) => {
+                    (replier, Refusal::Snapshot)
+                }
             },
             None => (delivery.2, Refusal::Snapshot),
         };

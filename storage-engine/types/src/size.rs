@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn sizes_read_as_kubernetes_writes_them() {
-        let cases = [("4096", 4096), ("10Gi", 10 << 30), ("10GiB", 10 << 30), ("2G", 2_000_000_000)];
+        let cases =
+            [("4096", 4096), ("10Gi", 10 << 30), ("10GiB", 10 << 30), ("2G", 2_000_000_000)];
         for (text, bytes) in cases {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }

@@ -81,7 +81,7 @@ impl Agent {
         })))
     }
 
-    /// Follows the number of attachments.
+    /// Follows the number of attachments, those under way included.
     pub fn watch_attached(&self) -> watch::Receiver<usize> {
         self.0.attached.subscribe()
     }
@@ -157,8 +157,16 @@ impl Shared {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts as attached from here on, so that an agent does not end as idle in between.
     fn slot(&self, handle: VolumeHandle) -> Slot {
-        self.slots().entry(handle).or_default().clone()
+        let mut slots = self.slots();
+        let slot = slots.entry(handle).or_default().clone();
+        self.count(slots.len());
+        slot
+    }
+
+    fn count(&self, attached: usize) {
+        self.attached.send_if_modified(|count| std::mem::replace(count, attached) != attached);
     }
 
     /// Forgets slots that hold nothing and that nobody waits for.
@@ -167,8 +175,7 @@ impl Shared {
         slots.retain(|_, slot| {
             Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|slot| slot.is_some())
         });
-        let attached = slots.len();
-        self.attached.send_if_modified(|count| std::mem::replace(count, attached) != attached);
+        self.count(slots.len());
     }
 
     async fn attach(&self, wanted: Wanted) -> Result<proto::Attachment, AgentError> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use curve_store::{FormatOptions, Group, SimDisk, Store, StoreOptions, format_with_wal};
+use curve_store::{FormatOptions, Group, SimDisk, Store, StoreOptions, format};
 use curve_types::{
     BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId,
     VolumeId,
@@ -15,7 +15,6 @@ use proptest::prelude::*;
 use super::*;
 
 const DISK: u64 = 64 << 20;
-const WAL: u64 = 4 << 20;
 /// Commands touch this much of each chunk.
 const SPAN: u32 = 6 * BLOCK_SIZE as u32;
 
@@ -35,7 +34,7 @@ impl Rig {
             name: "test".into(),
             size: DISK,
         };
-        format_with_wal(&disk, &options, WAL).expect("format");
+        format(&disk, &options).expect("format");
         let (store, _) = Store::open(Arc::new(disk), StoreOptions::default()).expect("open");
         let group = store.create_group(CopysetId(1), Box::new(|_| {})).expect("create");
         let machine = BlockMachine::open(SharedState::default(), None).expect("empty");

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use curve_chunkserver::{BlockServer, BlockServerOptions};
 use curve_client::{MdsClient, Session, Volume, VolumeOptions};
 use curve_raft::Timing;
-use curve_store::{FormatOptions, SimDisk, Store, StoreOptions, format_with_wal};
+use curve_store::{FormatOptions, SimDisk, Store, StoreOptions, format};
 use curve_types::{
     ByteSize, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange, VolumeId,
 };
@@ -25,17 +25,16 @@ use tokio::task::JoinHandle;
 use crate::mds::FakeMds;
 
 pub const COPYSETS: u32 = 2;
-const WAL: u64 = 16 << 20;
 
 /// Fast enough for tests, slow enough for two busy cores.
 fn timing() -> Timing {
     let ms = Duration::from_millis;
     Timing {
-        heartbeat: ms(100),
-        election_min: ms(400),
-        election_max: ms(800),
-        lease: ms(190),
-        lease_hold: ms(200),
+        heartbeat: ms(150),
+        election_min: ms(900),
+        election_max: ms(1200),
+        lease: ms(280),
+        lease_hold: ms(300),
     }
 }
 
@@ -70,7 +69,7 @@ impl Rig {
             let disk = SimDisk::new(device_size.0);
             let name = format!("cs-{number}");
             let options = FormatOptions { cluster, device, name, size: device_size.0 };
-            format_with_wal(&disk, &options, WAL)?;
+            format(&disk, &options)?;
             let listener = TcpListener::bind("127.0.0.1:0").await?;
             let address = listener.local_addr()?.to_string();
             listeners.push(listener);

@@ -42,7 +42,8 @@ pub fn heartbeat_response(
             response.drop.push(id.0);
             continue;
         };
-        let leads = scene.view.leader_of(*id, scene.now).is_some_and(|(leader, _)| leader == device);
+        let leads =
+            scene.view.leader_of(*id, scene.now).is_some_and(|(leader, _)| leader == device);
         if !leads {
             continue;
         }

@@ -57,9 +57,8 @@ pub fn plan_new_copysets(scene: Scene<'_>) -> Vec<Kind> {
 /// Starts over with copysets that cannot be formed, because too few of their devices are left.
 pub fn plan_recreations(scene: Scene<'_>) -> Vec<Kind> {
     let mut load = Load::of(scene);
-    let lost = |id: &DeviceId| {
-        scene.is_out(*id) || scene.view.silence(*id, scene.now) > FORM_PATIENCE
-    };
+    let lost =
+        |id: &DeviceId| scene.is_out(*id) || scene.view.silence(*id, scene.now) > FORM_PATIENCE;
     let hopeless = |copyset: &Copyset| {
         let left = copyset.voters.iter().filter(|voter| !lost(voter)).count();
         !copyset.active && left < copyset.quorum()

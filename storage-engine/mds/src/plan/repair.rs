@@ -51,7 +51,8 @@ pub fn plan_replacements(scene: Scene<'_>) -> Vec<Kind> {
         }
     }
     let mut load = Load::of(scene);
-    let at_rest = |(_, copyset): &(&CopysetId, &Copyset)| copyset.active && copyset.joining.is_none();
+    let at_rest =
+        |(_, copyset): &(&CopysetId, &Copyset)| copyset.active && copyset.joining.is_none();
     for (id, copyset) in scene.state.copysets.iter().filter(at_rest) {
         // Without a leader nothing can be moved; planning it would only hold up other copysets.
         if scene.view.leader_of(*id, scene.now).is_none() {
@@ -105,7 +106,8 @@ fn choose(
         })
         .collect();
     let removed = scene.state.devices.get(&remove);
-    let successor = removed.filter(|device| device.superseded).and_then(|d| scene.state.successor(d));
+    let successor =
+        removed.filter(|device| device.superseded).and_then(|d| scene.state.successor(d));
     if let Some(successor) = successor.filter(|id| fits.iter().any(|(device, _)| device == id)) {
         // Wait for it rather than copy everything to somewhere else as well.
         return (!busy(&successor)).then_some(successor);

@@ -1,1 +1,383 @@
-//! tests
+//! Planners against random clusters that run: devices come, die, are wiped and return, leaders do
+//! what they are told. Whatever happens, failure domains stay apart, and in the end there is
+//! nothing left to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use curve_types::{ClusterId, CopysetId, DeviceId};
+use curve_wire::proto;
+use proptest::prelude::*;
+
+use super::*;
+use crate::log::{WireId, ids_from_wire};
+use crate::state::{FailureDomain, State};
+use crate::view::{Condition, Heard, Report, View};
+
+const OUT_AFTER: Duration = Duration::from_secs(60);
+const TERM: u64 = 7;
+
+/// One copyset's group, as its members have it.
+#[derive(Clone, Debug, Default)]
+struct Group {
+    voters: Vec<DeviceId>,
+    learners: BTreeSet<DeviceId>,
+    config_index: u64,
+}
+
+/// A cluster in which every order is carried out at once.
+struct World {
+    state: State,
+    view: View,
+    now: Duration,
+    alive: BTreeMap<DeviceId, String>,
+    /// What each device has on its disk.
+    hosted: BTreeMap<DeviceId, BTreeSet<CopysetId>>,
+    groups: BTreeMap<CopysetId, Group>,
+}
+
+fn device(n: u8) -> DeviceId {
+    DeviceId::from_bytes([n; 16])
+}
+
+impl World {
+    fn new(hosts: &[u8]) -> Self {
+        let mut world = Self {
+            state: State::default(),
+            view: View::begin(Duration::ZERO),
+            now: Duration::ZERO,
+            alive: BTreeMap::new(),
+            hosted: BTreeMap::new(),
+            groups: BTreeMap::new(),
+        };
+        world.apply(Kind::FormCluster(log::FormCluster {
+            cluster_id: ClusterId::from_bytes([1; 16]).to_wire(),
+            name: "demo".to_owned(),
+            members: Vec::new(),
+        }));
+        for (n, host) in hosts.iter().enumerate() {
+            world.register(n as u8 + 1, &format!("cs-{n}"), *host);
+        }
+        world
+    }
+
+    fn apply(&mut self, kind: Kind) {
+        let command = log::Command { kind: Some(kind.clone()), ..Default::default() };
+        let answer = self.state.apply(command).kind;
+        let refused = matches!(answer, Some(log::answer::Kind::Refused(_)));
+        assert!(!refused, "a planner's command is refused: {kind:?}: {answer:?}");
+    }
+
+    fn register(&mut self, n: u8, name: &str, host: u8) {
+        let facts = log::DeviceFacts {
+            device_id: device(n).to_wire(),
+            name: name.to_owned(),
+            host: format!("host-{host}"),
+            size: 11 << 30,
+            capacity: 10 << 30,
+            address: "h:1".to_owned(),
+            ..Default::default()
+        };
+        let (blank, cluster_id) = (true, Default::default());
+        self.apply(Kind::RegisterDevice(log::RegisterDevice {
+            facts: Some(facts),
+            blank,
+            cluster_id,
+        }));
+        self.alive.insert(device(n), name.to_owned());
+        self.hosted.entry(device(n)).or_default();
+    }
+
+    fn scene(&self) -> Scene<'_> {
+        Scene { state: &self.state, view: &self.view, now: self.now, out_after: OUT_AFTER }
+    }
+
+    /// The leader that the group's members that are alive would elect.
+    fn leader(&self, id: CopysetId) -> Option<DeviceId> {
+        let group = self.groups.get(&id)?;
+        let ready =
+            |voter: &&DeviceId| self.alive.contains_key(voter) && self.hosted[*voter].contains(&id);
+        let alive: Vec<_> = group.voters.iter().filter(ready).collect();
+        (alive.len() > group.voters.len() / 2).then(|| *alive[0])
+    }
+
+    fn heartbeat(&mut self, id: DeviceId) {
+        let mut replicas = BTreeMap::new();
+        for copyset in &self.hosted[&id] {
+            let mut report = Report { term: 3, ..Report::default() };
+            if self.leader(*copyset) == Some(id) {
+                let group = &self.groups[copyset];
+                let members = group.voters.iter().chain(&group.learners);
+                let caught_up = members.filter(|m| self.alive.contains_key(m)).copied();
+                report = Report {
+                    leader: true,
+                    voters: group.voters.clone(),
+                    learners: group.learners.clone(),
+                    caught_up: caught_up.collect(),
+                    config_index: group.config_index,
+                    ..report
+                };
+            }
+            replicas.insert(*copyset, report);
+        }
+        let heard = Heard { capacity: 10 << 30, used: 0, replicas };
+        self.view.on_heartbeat(id, self.now, heard);
+        let response = heartbeat_response(self.scene(), id, 0, TERM);
+        self.obey(id, response);
+    }
+
+    fn obey(&mut self, id: DeviceId, response: proto::HeartbeatResponse) {
+        for host in response.host {
+            let copyset = CopysetId(host.copyset);
+            self.hosted.get_mut(&id).expect("known").insert(copyset);
+            if !host.initialize.is_empty() {
+                let voters = ids_from_wire(&host.initialize).expect("ids");
+                let formed = || Group { voters, config_index: 1, learners: BTreeSet::new() };
+                self.groups.entry(copyset).or_insert_with(formed);
+            }
+        }
+        for copyset in response.drop {
+            let copyset = CopysetId(copyset);
+            let known = self.state.copysets.contains_key(&copyset);
+            let member = self.groups.get(&copyset).is_some_and(|group| group.voters.contains(&id));
+            assert!(!(known && member), "a voter is told to drop its replica");
+            self.hosted.get_mut(&id).expect("known").remove(&copyset);
+        }
+        for change in response.changes {
+            self.change(id, change);
+        }
+        for transfer in response.transfers {
+            let to = DeviceId::from_wire(&transfer.to).expect("id");
+            assert!(self.groups[&CopysetId(transfer.copyset)].voters.contains(&to));
+        }
+    }
+
+    fn change(&mut self, leader: DeviceId, change: proto::ChangeMembership) {
+        let id = CopysetId(change.copyset);
+        assert_eq!(change.mds_term, TERM);
+        assert_eq!(self.leader(id), Some(leader), "orders go to leaders");
+        let wanted: Vec<DeviceId> = ids_from_wire(&change.voters).expect("ids");
+        let add: Vec<DeviceId> = ids_from_wire(&change.add_learners).expect("ids");
+        let group = self.groups.get_mut(&id).expect("led");
+        assert_eq!(change.expected_config_index, group.config_index);
+        group.config_index += 1;
+        if wanted.is_empty() {
+            group.learners.extend(add);
+            return;
+        }
+        assert_eq!(wanted.len(), group.voters.len(), "the number of voters never changes");
+        let new: Vec<_> = wanted.iter().filter(|v| !group.voters.contains(v)).collect();
+        assert!(new.len() <= 1, "one replica at a time");
+        for voter in new {
+            assert!(group.learners.contains(voter), "a voter was a learner before");
+            assert!(self.alive.contains_key(voter), "a voter had caught up");
+        }
+        group.voters = wanted;
+        group.learners = add.into_iter().collect();
+    }
+
+    /// One second passes: everyone alive reports, the leader of the MDS plans.
+    fn tick(&mut self) -> usize {
+        self.now += Duration::from_secs(1);
+        for id in self.alive.keys().copied().collect::<Vec<_>>() {
+            self.heartbeat(id);
+        }
+        let due = plan(self.scene());
+        let count = due.commands.len();
+        for command in due.commands {
+            self.apply(command);
+        }
+        self.check();
+        count
+    }
+
+    fn check(&self) {
+        for (id, copyset) in &self.state.copysets {
+            let pool = &self.state.pools[&copyset.pool];
+            assert_eq!(copyset.voters.len(), pool.replicas as usize);
+            let known = copyset.voters.iter().filter_map(|v| self.state.devices.get(v));
+            let hosts: Vec<_> = known.map(|d| d.domain(FailureDomain::Host)).collect();
+            let distinct: BTreeSet<_> = hosts.iter().collect();
+            assert_eq!(distinct.len(), hosts.len(), "copyset {id} has two replicas on one host");
+        }
+        let mut incoming: BTreeMap<DeviceId, usize> = BTreeMap::new();
+        for joining in self.state.copysets.values().filter_map(|copyset| copyset.joining) {
+            *incoming.entry(joining.add).or_default() += 1;
+        }
+        assert!(incoming.values().all(|count| *count <= 2), "a device receives too much at once");
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let all = self.state.copysets.iter();
+        all.map(|(id, copyset)| self.view.condition(*id, copyset, self.now)).collect()
+    }
+
+    fn settle(&mut self, seconds: usize) {
+        for _ in 0..seconds {
+            self.tick();
+        }
+    }
+}
+
+#[test]
+fn three_devices_get_eight_copysets_with_leaders_spread() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(8);
+    assert_eq!(world.conditions(), [Condition::Whole; 8]);
+    let mut leaders: BTreeMap<DeviceId, usize> = BTreeMap::new();
+    for copyset in world.state.copysets.values() {
+        *leaders.entry(copyset.voters[0]).or_default() += 1;
+    }
+    let mut counts: Vec<_> = leaders.into_values().collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3, 3]);
+}
+
+#[test]
+fn two_hosts_are_too_few() {
+    let mut world = World::new(&[1, 2, 2, 1]);
+    world.settle(10);
+    assert!(world.state.copysets.is_empty());
+}
+
+#[test]
+fn a_lost_device_is_replaced_after_the_time_and_not_before() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    world.settle(8);
+    let copysets = world.state.copysets.len();
+    assert_eq!(world.conditions(), vec![Condition::Whole; copysets]);
+    world.alive.remove(&device(1));
+    world.settle(50);
+    assert!(world.state.copysets.values().all(|copyset| copyset.joining.is_none()));
+    assert!(world.conditions().iter().any(|c| *c == Condition::Degraded { replicas: 2 }));
+    world.settle(80);
+    assert_eq!(world.conditions(), vec![Condition::Whole; copysets]);
+    assert_eq!(world.state.copysets_on(device(1)).count(), 0);
+    assert_eq!(world.tick(), 0, "nothing is left to do");
+}
+
+#[test]
+fn a_wiped_device_is_filled_again_under_its_new_identity() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(8);
+    world.alive.remove(&device(2));
+    world.register(22, "cs-1", 2);
+    world.settle(40);
+    assert_eq!(world.conditions(), [Condition::Whole; 8]);
+    assert_eq!(world.state.copysets_on(device(22)).count(), 8);
+    assert!(!world.state.devices.contains_key(&device(2)), "the old identity is forgotten");
+}
+
+#[test]
+fn a_returned_device_ends_its_replacement() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    world.settle(8);
+    world.alive.remove(&device(1));
+    world.settle(61);
+    world.alive.remove(&device(2));
+    world.alive.remove(&device(3));
+    world.settle(3);
+    let moving = |world: &World| {
+        world.state.copysets.values().filter(|copyset| copyset.joining.is_some()).count()
+    };
+    for n in [1, 2, 3] {
+        world.alive.insert(device(n), String::new());
+    }
+    world.settle(30);
+    assert_eq!(moving(&world), 0);
+    let copysets = world.state.copysets.len();
+    assert_eq!(world.conditions(), vec![Condition::Whole; copysets]);
+    assert!(world.groups.values().all(|group| group.learners.is_empty()), "no learner is left");
+}
+
+#[test]
+fn copysets_that_can_never_be_formed_are_started_over() {
+    let mut world = World::new(&[1, 2, 3, 4, 5]);
+    world.settle(2);
+    let due = plan(world.scene());
+    due.commands.into_iter().for_each(|command| world.apply(command));
+    assert!(world.state.copysets.values().all(|copyset| !copyset.active));
+    world.alive.remove(&device(1));
+    world.alive.remove(&device(2));
+    // The first orders are only now computed: half of the groups lack a quorum.
+    world.settle(60);
+    let copysets = world.state.copysets.values();
+    assert!(copysets.clone().all(|copyset| copyset.active));
+}
+
+#[test]
+fn orders_come_from_what_the_leader_reports() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(8);
+    // A learner nobody wants is removed.
+    let id = *world.groups.keys().next().expect("a group");
+    world.groups.get_mut(&id).expect("group").learners.insert(device(9));
+    world.settle(2);
+    assert!(world.groups[&id].learners.is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Kill(u8),
+    Revive(u8),
+    Wipe(u8),
+    Pass(u8),
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let event = prop_oneof![
+        (0u8..8).prop_map(Event::Kill),
+        (0u8..8).prop_map(Event::Revive),
+        (0u8..8).prop_map(Event::Wipe),
+        (1u8..90).prop_map(Event::Pass),
+    ];
+    prop::collection::vec(event, 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn domains_stay_apart_and_repair_ends(
+        hosts in prop::collection::vec(1u8..6, 3..8),
+        events in events(),
+    ) {
+        let mut world = World::new(&hosts);
+        world.settle(8);
+        // The device that a process runs on, by process.
+        let mut current: Vec<u8> = (1..=hosts.len() as u8).collect();
+        let mut next = 100u8;
+        for event in events {
+            match event {
+                // One at a time: the second loss of a quorum is not repaired by anyone.
+                Event::Kill(n) if world.alive.len() == hosts.len() => {
+                    let id = device(current[usize::from(n) % hosts.len()]);
+                    world.alive.remove(&id);
+                }
+                Event::Revive(n) => {
+                    let at = usize::from(n) % hosts.len();
+                    world.alive.insert(device(current[at]), String::new());
+                }
+                Event::Wipe(n) if world.alive.len() == hosts.len() => {
+                    let at = usize::from(n) % hosts.len();
+                    // Only a cluster that is whole can afford it.
+                    if world.conditions().iter().all(|c| *c == Condition::Whole) {
+                        world.alive.remove(&device(current[at]));
+                        next += 1;
+                        current[at] = next;
+                        world.register(next, &format!("cs-{at}"), hosts[at]);
+                    }
+                }
+                Event::Pass(seconds) => world.settle(usize::from(seconds)),
+                Event::Kill(_) | Event::Wipe(_) => {}
+            }
+            world.tick();
+        }
+        for n in &current {
+            world.alive.insert(device(*n), String::new());
+        }
+        world.settle(200);
+        prop_assert!(world.conditions().iter().all(|c| *c == Condition::Whole));
+        prop_assert_eq!(world.tick(), 0);
+    }
+}

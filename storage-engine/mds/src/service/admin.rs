@@ -81,13 +81,20 @@ impl Service {
         let own = self.0.device;
         let up = |name: &str, device| {
             device == own
-                || self.0.peers.heard(name).is_some_and(|said| {
-                    said.device_id == <_ as log::WireId>::to_wire(device)
-                })
+                || self
+                    .0
+                    .peers
+                    .heard(name)
+                    .is_some_and(|said| said.device_id == <_ as log::WireId>::to_wire(device))
         };
         members
             .into_iter()
-            .map(|(name, device)| Member { up: up(&name, device), leader: device == own, name, device })
+            .map(|(name, device)| Member {
+                up: up(&name, device),
+                leader: device == own,
+                name,
+                device,
+            })
             .collect()
     }
 }

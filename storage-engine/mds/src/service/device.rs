@@ -175,6 +175,8 @@ fn validate_address(address: &str) -> Result<(), Status> {
     });
     match valid {
         true => Ok(()),
-        false => Err(Status::invalid_argument(format!("address is {address:?}: expected HOST:PORT"))),
+        false => {
+            Err(Status::invalid_argument(format!("address is {address:?}: expected HOST:PORT")))
+        }
     }
 }

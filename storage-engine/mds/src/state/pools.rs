@@ -158,7 +158,10 @@ impl State {
             ids_from_wire(&observed.voters).ok_or_else(|| malformed("voters"))?;
         let copyset = self.copyset_mut(observed.copyset)?;
         if observed.config_index < copyset.config_index || voters.is_empty() {
-            return Err(Refusal::new(Reason::Precondition, "the report is older than what is known"));
+            return Err(Refusal::new(
+                Reason::Precondition,
+                "the report is older than what is known",
+            ));
         }
         copyset.config_index = observed.config_index;
         if copyset.joining.is_some_and(|joining| {
@@ -176,11 +179,7 @@ impl State {
     }
 
     /// As many known devices as the pool has replicas, no two in one failure domain.
-    fn validate_voters(
-        &self,
-        pool: &Pool,
-        raw: &[bytes::Bytes],
-    ) -> Result<Vec<DeviceId>, Refusal> {
+    fn validate_voters(&self, pool: &Pool, raw: &[bytes::Bytes]) -> Result<Vec<DeviceId>, Refusal> {
         let voters: Vec<DeviceId> = ids_from_wire(raw).ok_or_else(|| malformed("voters"))?;
         let mut domains = std::collections::BTreeSet::new();
         for voter in &voters {

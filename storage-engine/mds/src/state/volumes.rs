@@ -23,7 +23,8 @@ impl State {
         let id = volume_id(&create.volume_id)?;
         let Some((pool, _)) = self.pool_by_name(&create.pool) else {
             let known: Vec<&str> = self.pools.values().map(|pool| pool.name.as_str()).collect();
-            let message = format!("pool is {:?}: expected one of {}", create.pool, known.join(", "));
+            let message =
+                format!("pool is {:?}: expected one of {}", create.pool, known.join(", "));
             return Err(Refusal::new(Reason::NotFound, message));
         };
         if let Some((existing, volume)) = self.volume_by_name(&create.name) {

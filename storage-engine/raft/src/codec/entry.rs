@@ -7,9 +7,7 @@ use curve_store::LogEntry;
 use openraft::EntryPayload;
 
 use super::{Malformed, Reader, put_optional_log_id};
-use crate::types::{
-    Entry, Membership, NodeId, Proposal, StoredMembership, log_id, position,
-};
+use crate::types::{Entry, Membership, NodeId, Proposal, StoredMembership, log_id, position};
 
 pub(crate) const KIND_BLANK: u8 = 0;
 pub(crate) const KIND_COMMAND: u8 = 1;
@@ -111,9 +109,7 @@ pub(crate) fn encode_blob(membership: &StoredMembership, state: &[u8]) -> Bytes 
 }
 
 /// An empty blob is that of a new replica: no configuration, no state.
-pub(crate) fn decode_blob(
-    blob: Bytes,
-) -> Result<(StoredMembership, Option<Bytes>), Malformed> {
+pub(crate) fn decode_blob(blob: Bytes) -> Result<(StoredMembership, Option<Bytes>), Malformed> {
     if blob.is_empty() {
         return Ok((StoredMembership::default(), None));
     }

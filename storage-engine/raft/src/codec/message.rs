@@ -138,7 +138,9 @@ pub(crate) fn decode_append(body: Bytes) -> Result<AppendRequest, Malformed> {
         if header_len.saturating_add(payload_len) > LogEntry::BYTES_MAX {
             return Err(Malformed::Rule("an entry is longer than a log entry may be"));
         }
-        if id.index != next_index(before.as_ref()) || before.is_some_and(|b| b.leader_id > id.leader_id) {
+        if id.index != next_index(before.as_ref())
+            || before.is_some_and(|b| b.leader_id > id.leader_id)
+        {
             return Err(Malformed::Rule("entries do not follow each other"));
         }
         before = Some(id);

@@ -61,14 +61,18 @@ fn plan(
     }
     let added: BTreeMap<_, _> =
         learners.difference(&old_learners).map(|id| (*id, EmptyNode {})).collect();
-    let dropped: Ids =
-        old_learners.iter().filter(|id| !learners.contains(id) && !voters.contains(id)).copied().collect();
+    let dropped: Ids = old_learners
+        .iter()
+        .filter(|id| !learners.contains(id) && !voters.contains(id))
+        .copied()
+        .collect();
     let members = ChangeMembers::Batch(vec![
         ChangeMembers::AddNodes(added),
         ChangeMembers::RemoveNodes(dropped),
         ChangeMembers::ReplaceAllVoters(voters.clone()),
     ]);
-    let condition = Precondition::LastMembershipLogId { last_membership_log_id: *committed.log_id() };
+    let condition =
+        Precondition::LastMembershipLogId { last_membership_log_id: *committed.log_id() };
     Ok(ChangeMembershipRequest::new(members, kept > 0).with_preconditions([condition]))
 }
 

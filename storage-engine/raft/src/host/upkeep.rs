@@ -119,7 +119,8 @@ pub(super) async fn hand_over(group: GroupHandle) {
         return;
     }
     let able = report.voters.intersection(&report.caught_up);
-    let heir = able.filter(|id| **id != group.core.device() && report.reachable.contains(id)).next();
+    let heir =
+        able.filter(|id| **id != group.core.device() && report.reachable.contains(id)).next();
     if let Some(heir) = heir
         && let Err(error) = group.transfer_leader(*heir).await
     {

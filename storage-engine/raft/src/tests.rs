@@ -1,0 +1,9 @@
+//! Hosts in one process, on simulated disks, over real TCP.
+
+mod cluster;
+mod conformance;
+mod failure;
+mod measure;
+mod membership;
+mod replication;
+mod strangers;
