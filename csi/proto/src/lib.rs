@@ -5,14 +5,22 @@
 /// Container Storage Interface.
 pub mod csi {
     /// Package `csi.v1`.
-    #[expect(clippy::all, reason = "generated code")]
+    #[allow(
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code is not ours to style"
+    )]
     pub mod v1 {
         tonic::include_proto!("csi.v1");
     }
 }
 
 /// kubelet's plugin registration.
-#[expect(clippy::all, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code is not ours to style"
+)]
 pub mod pluginregistration {
     tonic::include_proto!("pluginregistration");
 }

@@ -70,7 +70,7 @@ fn check_name(name: &str) -> Result<(), CsiError> {
 fn check_topology(requirement: Option<&TopologyRequirement>) -> Result<(), CsiError> {
     let requisite = requirement.map_or(&[][..], |requirement| &requirement.requisite);
     let ours = topology();
-    if requisite.is_empty() || requisite.iter().any(|topology| *topology == ours) {
+    if requisite.is_empty() || requisite.contains(&ours) {
         return Ok(());
     }
     Err(CsiError::Exhausted {

@@ -106,12 +106,11 @@ fn device_number(device: &Path) -> Result<DeviceNumber, CsiError> {
 /// SINGLE_NODE_SINGLE_WRITER: nothing but the staging path and the target may show the volume.
 fn refuse_second_target<'a>(
     plan: &Plan,
-    paths: impl Iterator<Item = &'a Path>,
+    mut paths: impl Iterator<Item = &'a Path>,
 ) -> Result<(), CsiError> {
     let allowed = [Place::of(&plan.staging), Place::of(&plan.target)];
-    let other = paths
-        .filter(|path| Place::of(path).is_some_and(|place| !allowed.contains(&Some(place))))
-        .next();
+    let other =
+        paths.find(|path| Place::of(path).is_some_and(|place| !allowed.contains(&Some(place))));
     match other {
         None => Ok(()),
         Some(path) => Err(CsiError::Precondition {

@@ -1,6 +1,6 @@
 //! NodeUnstageVolume: unmounts, then gives the device back to the agent.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use csi_proto::csi::v1::{NodeUnstageVolumeRequest, NodeUnstageVolumeResponse};
@@ -33,7 +33,7 @@ pub async fn unstage_volume(
 /// Takes off the volume's mount, or one whose device is no longer attached; another volume's mount
 /// at the same path stays and is an error.
 fn unmount_staged(
-    staging: &PathBuf,
+    staging: &Path,
     handle: VolumeHandle,
     attached: &[Attachment],
 ) -> Result<(), CsiError> {

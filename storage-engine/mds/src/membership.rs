@@ -48,7 +48,7 @@ pub fn next_step<'a>(
         of_cluster.sort_by_key(|(_, said)| !said.leader);
         return Step::Join(of_cluster.into_iter().map(|(name, _)| name.to_owned()).collect());
     }
-    for (_, said) in heard().filter(|(_, said)| said.member) {
+    if let Some((_, said)) = heard().find(|(_, said)| said.member) {
         // A group that is just being formed. With this process: help. Without: somebody began
         // before this directory was emptied; once that group has a leader it can be joined.
         return match ids_from_wire(&said.voters) {

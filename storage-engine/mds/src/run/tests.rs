@@ -125,7 +125,8 @@ impl Cluster {
     }
 
     async fn ask(&self, n: usize) -> Result<ClusterStatus, Status> {
-        let answer = self.admin(n).get_status(GetStatusRequest {});
+        let mut admin = self.admin(n);
+        let answer = admin.get_status(GetStatusRequest {});
         match tokio::time::timeout(Duration::from_secs(5), answer).await {
             Ok(answer) => Ok(answer?.into_inner()),
             Err(_) => Err(Status::deadline_exceeded("no answer")),

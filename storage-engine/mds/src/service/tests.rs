@@ -109,7 +109,7 @@ async fn a_volume_is_attached_only_once_every_copyset_refuses_older_epochs() {
     // A retry of the same request finds the same session and fences nothing again.
     let before = fences(&servers).len();
     let again = admin.attach(force).await.expect("retry").into_inner();
-    assert_eq!((again.id, again.key), (second.id, second.key));
+    assert_eq!((again.id, &again.key), (second.id, &second.key));
     assert_eq!(fences(&servers).len(), before);
 
     let renew = |session: &proto::Session| proto::RenewSessionRequest {

@@ -118,9 +118,10 @@ pub(super) async fn hand_over(group: GroupHandle) {
     if !report.is_leader {
         return;
     }
-    let able = report.voters.intersection(&report.caught_up);
-    let heir =
-        able.filter(|id| **id != group.core.device() && report.reachable.contains(id)).next();
+    let heir = report
+        .voters
+        .intersection(&report.caught_up)
+        .find(|id| **id != group.core.device() && report.reachable.contains(id));
     if let Some(heir) = heir
         && let Err(error) = group.transfer_leader(*heir).await
     {
