@@ -2,6 +2,7 @@
 //! server-side apply (as a merge), status, delete. It knows no schema and no controller.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex};
 
 use http::{Method, Request, Response, StatusCode};
@@ -68,11 +69,9 @@ impl ApiServer {
             Method::POST => {
                 let name = body["metadata"]["name"].as_str().unwrap_or_default();
                 let path = format!("{path}/{name}");
-                if objects.contains_key(&path) {
-                    (StatusCode::CONFLICT, failure(409))
-                } else {
-                    objects.insert(path, body.clone());
-                    (StatusCode::CREATED, body)
+                match objects.entry(path) {
+                    Entry::Occupied(_) => (StatusCode::CONFLICT, failure(409)),
+                    Entry::Vacant(free) => (StatusCode::CREATED, free.insert(body).clone()),
                 }
             }
             Method::PATCH => {

@@ -249,7 +249,7 @@ fn a_lost_device_is_replaced_after_the_time_and_not_before() {
     world.alive.remove(&device(1));
     world.settle(50);
     assert!(world.state.copysets.values().all(|copyset| copyset.joining.is_none()));
-    assert!(world.conditions().iter().any(|c| *c == Condition::Degraded { replicas: 2 }));
+    assert!(world.conditions().contains(&Condition::Degraded { replicas: 2 }));
     world.settle(80);
     assert_eq!(world.conditions(), vec![Condition::Whole; copysets]);
     assert_eq!(world.state.copysets_on(device(1)).count(), 0);
