@@ -12,13 +12,16 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::alias::WatchReceiverOf;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::gate::Gate;
 use crate::inbox::Delivery;
 use crate::lease::LeaseClock;
+use crate::log::InstallGate;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::replica::{Machine, Replica, SnapshotData};
+use crate::room::LogRoom;
 use crate::snapshot::{Receiver, Target};
 use crate::types::{LeaderId, Membership, NodeId, SnapshotMeta, Types, Vote};
 use crate::{GroupReport, Leadership, ReadPolicy, SnapshotSink, Timing};
@@ -41,6 +44,7 @@ pub(crate) struct Shared {
     pub peers: Arc<Peers>,
     pub metrics: Metrics,
     pub clock: Arc<LeaseClock>,
+    pub room: Arc<LogRoom>,
     /// Bytes of proposals under way, in KiB.
     pub proposal_kib: Arc<Semaphore>,
 }
@@ -53,6 +57,7 @@ pub(crate) struct GroupCore {
     pub group: Group,
     pub replica: Arc<Replica>,
     pub gate: Gate,
+    pub installs: Arc<InstallGate>,
     pub inbox: mpsc::Sender<Delivery>,
     pub snapshots: Receiver,
     pub leadership: watch::Sender<Leadership>,
@@ -179,7 +184,7 @@ impl Target for GroupCore {
     }
 
     fn admit(&self, leader: &Vote) -> Option<Vote> {
-        self.gate.admit_leader(&leader.leader_id).then(|| self.vote())
+        self.gate.admit_leader(&leader.leader_id, Instant::now()).then(|| self.vote())
     }
 
     async fn install(
@@ -189,6 +194,7 @@ impl Target for GroupCore {
         state: Bytes,
         install: Install,
     ) -> Result<Vote, String> {
+        let _announced = self.installs.announce();
         let snapshot = SnapshotData::Received { state, install };
         let snapshot = openraft::Snapshot { meta, snapshot };
         let installed = self.raft.install_full_snapshot(vote, snapshot).await;

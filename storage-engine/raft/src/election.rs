@@ -13,6 +13,7 @@ use futures::stream::FuturesUnordered;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use rand::Rng;
+use tokio::time::Instant;
 
 use crate::Leadership;
 use crate::codec::message::{self, Probe, read_reply};
@@ -74,11 +75,14 @@ async fn replace_when_lost(core: &GroupCore, leader: LeaderId) {
     loop {
         link.down().await;
         let spread = SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
-        tokio::time::sleep(core.gate.hold_left() + spread).await;
+        tokio::time::sleep(core.gate.hold_left(Instant::now()) + spread).await;
         if !link.lost() {
             continue;
         }
-        if may_stand(core) && core.gate.may_replace() && majority_lost_it(core, leader).await {
+        if may_stand(core)
+            && core.gate.may_replace(Instant::now())
+            && majority_lost_it(core, leader).await
+        {
             stand(core, leader).await;
         }
         tokio::time::sleep(RETRY).await;
@@ -136,7 +140,7 @@ async fn ask(core: &GroupCore, peer: DeviceId, probe: Bytes) -> bool {
 
 /// Stands for election in the next term; the others' gates let it through.
 async fn stand(core: &GroupCore, leader: LeaderId) {
-    if !core.gate.depose(leader) {
+    if !core.gate.depose(leader, Instant::now()) {
         return;
     }
     // Dropped when leadership changes while this waits: the gate must open again then too.

@@ -39,32 +39,32 @@ impl Gate {
     }
 
     /// Called for every message of a leader before Raft sees it; false means that Raft must not.
-    pub fn admit_leader(&self, leader: &LeaderId) -> bool {
+    pub fn admit_leader(&self, leader: &LeaderId, now: Instant) -> bool {
         let mut state = self.lock();
         if state.deposed.is_some_and(|(deposed, _)| deposed == *leader) {
             return false;
         }
-        state.heard = Some(Instant::now());
+        state.heard = Some(now);
         true
     }
 
     /// How long this replica must still stand by whatever leader it has.
-    pub fn hold_left(&self) -> Duration {
+    pub fn hold_left(&self, now: Instant) -> Duration {
         let since = self.lock().heard.map_or(self.started, |heard| heard.max(self.started));
-        self.hold.saturating_sub(since.elapsed())
+        self.hold.saturating_sub(now.saturating_duration_since(since))
     }
 
     /// Whether this replica may help to replace its leader.
-    pub fn may_replace(&self) -> bool {
-        self.hold_left().is_zero()
+    pub fn may_replace(&self, now: Instant) -> bool {
+        self.hold_left(now).is_zero()
     }
 
     /// Stops listening to `leader` in order to vote against it; refused within the hold. To be
     /// followed by `reinstate` once the vote is decided.
-    pub fn depose(&self, leader: LeaderId) -> bool {
+    pub fn depose(&self, leader: LeaderId, now: Instant) -> bool {
         let mut state = self.lock();
         let since = state.heard.map_or(self.started, |heard| heard.max(self.started));
-        if since.elapsed() < self.hold {
+        if now.saturating_duration_since(since) < self.hold {
             return false;
         }
         match &mut state.deposed {
@@ -99,34 +99,36 @@ mod tests {
         LeaderId { term, node_id: NodeId::from(1) }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_fresh_process_helps_nobody_for_a_whole_lease() {
-        let gate = Gate::new(HOLD, Instant::now());
-        assert!(!gate.may_replace() && !gate.depose(leader(1)));
-        tokio::time::advance(HOLD).await;
-        assert!(gate.may_replace());
+    #[test]
+    fn a_fresh_process_helps_nobody_for_a_whole_lease() {
+        let start = Instant::now();
+        let gate = Gate::new(HOLD, start);
+        assert!(!gate.may_replace(start) && !gate.depose(leader(1), start));
+        assert!(gate.may_replace(start + HOLD));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_leader_that_was_just_heard_is_not_replaced() {
-        let gate = Gate::new(HOLD, Instant::now());
-        tokio::time::advance(HOLD * 2).await;
-        assert!(gate.admit_leader(&leader(1)));
-        tokio::time::advance(HOLD / 2).await;
-        assert!(!gate.depose(leader(1)));
-        assert_eq!(gate.hold_left(), HOLD / 2);
+    #[test]
+    fn a_leader_that_was_just_heard_is_not_replaced() {
+        let start = Instant::now();
+        let gate = Gate::new(HOLD, start);
+        let heard = start + HOLD * 2;
+        assert!(gate.admit_leader(&leader(1), heard));
+        assert!(!gate.depose(leader(1), heard + HOLD / 2));
+        assert_eq!(gate.hold_left(heard + HOLD / 2), HOLD / 2);
+        assert!(gate.depose(leader(1), heard + HOLD));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_leader_under_replacement_is_not_heard_until_the_vote_is_decided() {
-        let gate = Gate::new(HOLD, Instant::now());
-        tokio::time::advance(HOLD).await;
-        assert!(gate.depose(leader(1)) && gate.depose(leader(1)));
-        assert!(!gate.admit_leader(&leader(1)));
+    #[test]
+    fn a_leader_under_replacement_is_not_heard_until_the_vote_is_decided() {
+        let start = Instant::now();
+        let gate = Gate::new(HOLD, start);
+        let now = start + HOLD;
+        assert!(gate.depose(leader(1), now) && gate.depose(leader(1), now));
+        assert!(!gate.admit_leader(&leader(1), now));
         gate.reinstate(leader(1));
-        assert!(!gate.admit_leader(&leader(1)), "another vote is still under way");
-        assert!(gate.admit_leader(&leader(2)));
+        assert!(!gate.admit_leader(&leader(1), now), "another vote is still under way");
+        assert!(gate.admit_leader(&leader(2), now));
         gate.reinstate(leader(1));
-        assert!(gate.admit_leader(&leader(1)));
+        assert!(gate.admit_leader(&leader(1), now));
     }
 }

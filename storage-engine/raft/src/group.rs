@@ -152,9 +152,9 @@ impl GroupHandle {
                 return Err(ProposeError::Busy { reason: "too many proposals are under way" });
             }
         };
-        if core.log_is_full() {
+        let Some(_room) = core.shared.room.admit_proposal(len) else {
             return Err(ProposeError::Busy { reason: "the log is nearly full" });
-        }
+        };
         let lease_deadline = Instant::now() + core.shared.timing.election_max;
         loop {
             let write = core.raft.client_write(proposal.clone());

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::network::NetworkFactory;
 use crate::peers::Peers;
 use crate::replica::{Machine, Replica};
+use crate::room::LogRoom;
 use crate::snapshot::{Receiver, Sender, refuse};
 use crate::types::NodeId;
 use crate::{Factory, GroupHandle, GroupReport, HostOptions, Leadership, Timing};
@@ -132,6 +133,7 @@ impl RaftHost {
         let credentials = Credentials::peer(principal, &options.peer_key);
         let peers = Peers::new(credentials, options.resolver, metrics.clone());
         let rate = options.snapshot_bytes_per_second;
+        let room = LogRoom::new(options.store.clone());
         let shared = Shared {
             device: options.device,
             store: options.store,
@@ -140,6 +142,7 @@ impl RaftHost {
             peers: peers.clone(),
             metrics: metrics.clone(),
             clock: Arc::new(LeaseClock::new()),
+            room,
             proposal_kib: Arc::new(Semaphore::new(PROPOSALS_KIB_MAX)),
         };
         let host = Arc::new(Host {
@@ -326,10 +329,10 @@ impl Host {
         let make = |group: &_, state| (self.factory)(id, group, state);
         let replica = Replica::new(group.clone(), applied, state, make)
             .map_err(|source| HostError::StateMachine { id, source })?;
-        let gate = InstallGate::new();
-        let log = LogStore::new(shared.store.clone(), group.clone(), gate.clone());
-        let machine =
-            Machine::new(shared.store.clone(), replica.clone(), gate, shared.metrics.clone());
+        let installs = InstallGate::new();
+        let log = LogStore::new(shared.store.clone(), group.clone(), installs.clone());
+        let (store, metrics) = (shared.store.clone(), shared.metrics.clone());
+        let machine = Machine::new(store, replica.clone(), installs.clone(), metrics);
         let network = NetworkFactory {
             group: id,
             peers: shared.peers.clone(),
@@ -341,7 +344,7 @@ impl Host {
             .map_err(|error| HostError::Raft { id, reason: error.to_string() })?;
         let (inbox, deliveries) = mpsc::channel(INBOX_MAX);
         let gate = Gate::new(shared.timing.lease_hold, self.started);
-        if gate.hold_left().is_zero() {
+        if gate.hold_left(Instant::now()).is_zero() {
             raft.runtime_config().elect(true);
         }
         let core = Arc::new(GroupCore {
@@ -352,6 +355,7 @@ impl Host {
             group,
             replica,
             gate,
+            installs,
             inbox,
             snapshots: Receiver::default(),
             leadership: watch::Sender::new(Leadership::default()),

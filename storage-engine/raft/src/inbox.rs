@@ -9,10 +9,12 @@ use curve_wire::rpc::Replier;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::codec::message::{self, Refusal};
 use crate::core::{GroupCore, Raft};
 use crate::peers::Lane;
+use crate::room::Admitted;
 use crate::snapshot::refuse;
 use crate::types::{AppendRequest, VoteRequest, VoteResponse};
 
@@ -20,7 +22,8 @@ use crate::types::{AppendRequest, VoteRequest, VoteResponse};
 /// only when the core hangs.
 pub(crate) const INBOX_MAX: usize = 64;
 
-pub(crate) type Delivery = (AppendRequest, Replier);
+/// With the room that it takes in the log, until it is answered.
+pub(crate) type Delivery = (AppendRequest, Option<Admitted>, Replier);
 
 impl GroupCore {
     /// Called in the order of arrival on each connection; must not block.
@@ -49,6 +52,7 @@ impl GroupCore {
         frame: Frame,
         replier: Replier,
     ) -> Result<(), (Replier, Refusal)> {
+        let len = frame.body.len();
         let request = match message::decode_append(frame.body) {
             Ok(request) => request,
             Err(error) => {
@@ -59,22 +63,23 @@ impl GroupCore {
         if !message::speaks_for(&request.vote, from) {
             return Err((replier, Refusal::Stranger));
         }
-        if !request.entries.is_empty() && self.log_is_full() {
+        // A heartbeat needs no room.
+        let len = if request.entries.is_empty() { 0 } else { len };
+        let Some(room) = self.admit_bytes(len) else {
             return Err((replier, Refusal::Busy));
-        }
-        if !self.gate.admit_leader(&request.vote.leader_id) {
+        };
+        if !self.gate.admit_leader(&request.vote.leader_id, Instant::now()) {
             return Err((replier, Refusal::Deposed));
         }
-        self.inbox.try_send((request, replier)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full((_, replier)) => (replier, Refusal::Busy),
-            mpsc::error::TrySendError::Closed((_, replier)) => (replier, Refusal::Stopped),
+        self.inbox.try_send((request, room, replier)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full((_, _, replier)) => (replier, Refusal::Busy),
+            mpsc::error::TrySendError::Closed((_, _, replier)) => (replier, Refusal::Stopped),
         })
     }
 
-    /// A log that openraft fails to append to is dead for good, so it is never let run full.
-    pub fn log_is_full(&self) -> bool {
-        let usage = self.shared.store.usage();
-        usage.wal_bytes_used >= usage.wal_bytes_total / 16 * 15
+    /// Room for an append; one without entries needs none, however full the log is.
+    fn admit_bytes(&self, len: usize) -> Option<Option<Admitted>> {
+        if len == 0 { Some(None) } else { self.shared.room.admit_append(len).map(Some) }
     }
 
     fn on_vote(
@@ -110,7 +115,7 @@ impl GroupCore {
     }
 
     async fn pre_vote(&self, request: VoteRequest) -> Option<VoteResponse> {
-        if self.is_blank() || !self.gate.may_replace() {
+        if self.is_blank() || !self.gate.may_replace(Instant::now()) {
             return Some(self.denial());
         }
         self.raft.pre_vote(request).await.ok()
@@ -125,11 +130,11 @@ impl GroupCore {
         if request.leadership_transfer {
             return self.raft.vote(request).await.ok();
         }
-        if !self.gate.may_replace() {
+        if !self.gate.may_replace(Instant::now()) {
             return Some(self.denial());
         }
         let lost = self.followed().filter(|leader| self.has_lost(leader.node_id.0));
-        let deposed = lost.filter(|leader| self.gate.depose(*leader));
+        let deposed = lost.filter(|leader| self.gate.depose(*leader, Instant::now()));
         request.leadership_transfer = deposed.is_some();
         let response = self.raft.vote(request).await.ok();
         if let Some(leader) = deposed {
@@ -175,7 +180,7 @@ impl GroupCore {
         let granted = last.is_some()
             && probe.last >= last
             && self.followed() == Some(probe.leader)
-            && self.gate.may_replace()
+            && self.gate.may_replace(Instant::now())
             && self.has_lost(probe.leader.node_id.0);
         tokio::spawn(replier.reply(message::encode_probe_reply(granted), Bytes::new()));
         Ok(())
@@ -190,13 +195,14 @@ pub(crate) async fn serve_appends(raft: Raft, mut inbox: mpsc::Receiver<Delivery
         tokio::select! {
             biased;
             delivery = inbox.recv(), if pending.len() < INBOX_MAX => {
-                let Some((request, replier)) = delivery else { return };
+                let Some((request, room, replier)) = delivery else { return };
                 let raft = raft.clone();
                 pending.push(async move {
                     let body = match raft.append_entries(request).await {
                         Ok(response) => message::encode_append_reply(&response),
                         Err(_) => Refusal::Stopped.encode(),
                     };
+                    drop(room);
                     replier.reply(body, Bytes::new()).await;
                 });
             }

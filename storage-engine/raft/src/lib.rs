@@ -20,6 +20,7 @@ mod network;
 mod options;
 mod peers;
 mod replica;
+mod room;
 mod snapshot;
 mod types;
 

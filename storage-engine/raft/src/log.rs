@@ -7,12 +7,14 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use curve_store::{Group, LogEntry, Store, StoreError};
 use futures::Stream;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, OptionalSend, RaftLogReader};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::blocking::patiently;
 use crate::codec::entry::{from_log, to_log};
@@ -27,27 +29,42 @@ const APPLY_BYTES_MAX: usize = 2 << 20;
 /// the two on different tasks.
 pub(crate) struct InstallGate {
     exclusive: tokio::sync::Mutex<()>,
-    /// Counts finished installs; an error text once one has failed.
-    finished: watch::Sender<Result<u64, String>>,
+    /// Snapshots that were handed to openraft and are not yet installed, refused or failed.
+    pending: AtomicUsize,
+    /// One of them failed; the replica is about to stop.
+    failed: AtomicBool,
 }
 
 impl InstallGate {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             exclusive: tokio::sync::Mutex::default(),
-            finished: watch::Sender::new(Ok(0)),
+            pending: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
         })
     }
 
-    /// Runs one install while no append, truncation or purge runs.
-    pub async fn install<T>(&self, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-        let _exclusive = self.exclusive.lock().await;
-        let result = work.await;
-        self.finished.send_modify(|count| match &result {
-            Ok(_) => *count = count.as_ref().map(|n| n + 1).map_err(Clone::clone),
-            Err(error) => *count = Err(error.to_string()),
-        });
-        result
+    /// A snapshot is on its way through openraft until the returned value is dropped.
+    pub fn announce(self: &Arc<Self>) -> Announced {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        Announced(self.clone())
+    }
+
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+
+    /// The right to change the log, or to install, alone.
+    pub async fn exclusive(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.exclusive.lock().await
+    }
+}
+
+pub(crate) struct Announced(Arc<InstallGate>);
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -68,19 +85,21 @@ impl LogStore {
         self.group.log_state().last.map_or(0, |last| last.index + 1)
     }
 
-    /// Waits until the log ends right before `index`, then gives the exclusive right to change it.
+    /// Waits while the log ends before `index` and a snapshot is on its way that will close the
+    /// gap, then gives the exclusive right to change the log. Looks from time to time: the
+    /// announcement ends only when Raft has answered, and Raft is what waits here.
     async fn wait_for_base(&self, index: u64) -> io::Result<tokio::sync::MutexGuard<'_, ()>> {
-        let mut finished = self.gate.finished.subscribe();
         loop {
-            let guard = self.gate.exclusive.lock().await;
-            if self.next_index() >= index {
+            let guard = self.gate.exclusive().await;
+            let announced = self.gate.pending.load(Ordering::Acquire) > 0;
+            if self.next_index() >= index || !announced {
                 return Ok(guard);
             }
-            if let Err(error) = &*finished.borrow_and_update() {
-                return Err(io::Error::other(format!("a snapshot was not installed: {error}")));
+            if self.gate.failed.load(Ordering::Acquire) {
+                return Err(io::Error::other("the snapshot before this entry was not installed"));
             }
             drop(guard);
-            finished.changed().await.map_err(io::Error::other)?;
+            tokio::time::sleep(INSTALL_LOOK).await;
         }
     }
 
@@ -97,6 +116,8 @@ impl LogStore {
     }
 }
 
+/// Between looks at whether a snapshot has been installed.
+const INSTALL_LOOK: Duration = Duration::from_millis(5);
 /// Entries this close to the end are taken to be in the store's cache.
 const RECENT_ENTRIES: u64 = 2048;
 
@@ -207,14 +228,14 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        let _exclusive = self.gate.exclusive.lock().await;
+        let _exclusive = self.gate.exclusive().await;
         self.group
             .truncate_after(last.map(|last| last.index), Box::new(log_failure))
             .map_err(io::Error::other)
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        let _exclusive = self.gate.exclusive.lock().await;
+        let _exclusive = self.gate.exclusive().await;
         let purged = self.group.log_state().last_purged;
         if purged.is_some_and(|purged| purged.index >= upto.index) {
             return Ok(());

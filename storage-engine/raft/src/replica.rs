@@ -19,7 +19,7 @@ use crate::codec::entry::{decode_blob, encode_blob};
 use crate::log::InstallGate;
 use crate::metrics::Metrics;
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Types, log_id, position};
-use crate::{SnapshotSink, SnapshotSource, StateMachine};
+use crate::{NoParts, SnapshotSink, SnapshotSource, StateMachine};
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<Types, SnapshotData>;
 
@@ -143,6 +143,15 @@ impl Machine {
         Self { store, replica, gate, metrics }
     }
 
+    /// A snapshot of a replica in the same process: there is nothing to receive.
+    fn take_in(&self, mut parts: Box<dyn SnapshotSource>) -> io::Result<Install> {
+        let (mut sink, install) = self.replica.begin_install().map_err(io::Error::other)?;
+        while let Some(part) = parts.next()? {
+            sink.put(&install, part)?;
+        }
+        Ok(install)
+    }
+
     /// Applying waits when the overlay is full; then other tasks of this thread must go on.
     fn apply_one(&self, entry: Entry) -> io::Result<Bytes> {
         let usage = self.store.usage();
@@ -187,8 +196,9 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMeta,
         data: SnapshotData,
     ) -> io::Result<()> {
-        let SnapshotData::Received { state, install } = data else {
-            return Err(io::Error::other("only a received snapshot can be installed"));
+        let (state, install) = match data {
+            SnapshotData::Received { state, install } => (state, install),
+            SnapshotData::Outgoing { state, parts } => (state, self.take_in(parts)?),
         };
         let Some(last) = meta.last_log_id.as_ref().map(position) else {
             return Err(io::Error::other("an empty snapshot cannot be installed"));
@@ -196,18 +206,17 @@ impl RaftStateMachine<Types> for Machine {
         let blob = encode_blob(&meta.last_membership, &state);
         let (replica, meta) = (self.replica.clone(), meta.clone());
         let (done, switched) = oneshot::channel();
-        self.gate
-            .install(async move {
-                let on_switch = move |result: Result<(), StoreError>| {
-                    let result = result
-                        .map_err(io::Error::other)
-                        .and_then(|()| replica.switched(&meta, state));
-                    let _ = done.send(result);
-                };
-                install.commit(last, blob, Box::new(on_switch));
-                switched.await.map_err(io::Error::other)?
-            })
-            .await
+        let on_switch = move |result: Result<(), StoreError>| {
+            let result = result.map_err(io::Error::other);
+            let _ = done.send(result.and_then(|()| replica.switched(&meta, state)));
+        };
+        let _exclusive = self.gate.exclusive().await;
+        install.commit(last, blob, Box::new(on_switch));
+        let installed = switched.await.map_err(io::Error::other).flatten();
+        if installed.is_err() {
+            self.gate.fail();
+        }
+        installed
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
@@ -223,6 +232,11 @@ impl RaftSnapshotBuilder<Types> for Builder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        self.0.snapshot()?.ok_or_else(|| io::Error::other("nothing is applied yet"))
+        let nothing = || {
+            let (state, parts) = (Bytes::new(), Box::new(NoParts));
+            let snapshot = SnapshotData::Outgoing { state, parts };
+            Snapshot { meta: SnapshotMeta::default(), snapshot }
+        };
+        Ok(self.0.snapshot()?.unwrap_or_else(nothing))
     }
 }

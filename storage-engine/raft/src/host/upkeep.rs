@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Host;
 use crate::GroupHandle;
@@ -27,7 +28,7 @@ pub(super) fn start(host: &Arc<Host>) {
     host.shared.store.on_wal_pressure(Box::new(move || pressed.notify_one()));
     let tasks = [
         tokio::spawn(enable_elections(Arc::downgrade(host))),
-        tokio::spawn(look_after(Arc::downgrade(host))),
+        tokio::spawn(look_after(Arc::downgrade(host), pressure.clone())),
         tokio::spawn(relieve(Arc::downgrade(host), pressure)),
     ];
     let handles = tasks.iter().map(tokio::task::JoinHandle::abort_handle);
@@ -47,7 +48,7 @@ async fn enable_elections(host: Weak<Host>) {
     }
 }
 
-async fn look_after(host: Weak<Host>) {
+async fn look_after(host: Weak<Host>, pressure: Arc<Notify>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(host) = host.upgrade() else { return };
@@ -63,8 +64,13 @@ async fn look_after(host: Weak<Host>) {
         let leaders = groups.iter().filter(|core| core.leadership.borrow().is_leader).count();
         host.shared.metrics.leaders.set(leaders as i64);
         host.shared.metrics.groups.set(groups.len() as i64);
+        // What a laggard held back at the last call may have become free to purge since.
+        let usage = host.shared.store.usage();
+        if usage.wal_bytes_used > usage.wal_bytes_total / 2 {
+            pressure.notify_one();
+        }
         // A group that was created while elections were not yet allowed.
-        let ripe = groups.iter().filter(|core| core.gate.hold_left().is_zero());
+        let ripe = groups.iter().filter(|core| core.gate.hold_left(Instant::now()).is_zero());
         ripe.for_each(|core| core.raft.runtime_config().elect(true));
     }
 }
@@ -75,10 +81,12 @@ async fn relieve(host: Weak<Host>, pressure: Arc<Notify>) {
     loop {
         pressure.notified().await;
         let Some(host) = host.upgrade() else { return };
-        let usage = host.shared.store.usage();
-        let urgent = usage.wal_bytes_used >= usage.wal_bytes_total / 4 * 3;
-        let keep = if urgent { 0 } else { KEEP_ENTRIES };
-        futures::future::join_all(host.all().iter().map(|core| purge(core, keep))).await;
+        let keep = if host.shared.room.is_urgent() { 0 } else { KEEP_ENTRIES };
+        let groups = host.all();
+        let purged = futures::future::join_all(groups.iter().map(|core| purge(core, keep))).await;
+        if !purged.contains(&true) {
+            continue;
+        }
         host.shared.store.checkpoint(Box::new(|result| {
             if let Err(error) = result {
                 tracing::error!(%error, "checkpoint for room in the log failed");
@@ -89,12 +97,13 @@ async fn relieve(host: Weak<Host>, pressure: Arc<Notify>) {
     }
 }
 
-async fn purge(core: &Arc<GroupCore>, keep: u64) {
-    let Some(applied) = core.replica.applied() else { return };
-    let Some(upto) = applied.index.checked_sub(keep) else { return };
+/// Whether anything was asked to be purged.
+async fn purge(core: &Arc<GroupCore>, keep: u64) -> bool {
+    let Some(applied) = core.replica.applied() else { return false };
+    let Some(upto) = applied.index.checked_sub(keep) else { return false };
     let purged = core.group.log_state().last_purged;
     if purged.is_some_and(|purged| purged.index >= upto) {
-        return;
+        return false;
     }
     let purged = async {
         core.raft.trigger().snapshot().await?;
@@ -109,7 +118,9 @@ async fn purge(core: &Arc<GroupCore>, keep: u64) {
     };
     if let Err(error) = purged.await {
         tracing::warn!(group = %core.id, %error, "log not purged");
+        return false;
     }
+    true
 }
 
 /// Hands leadership to the member that is furthest ahead of those that can take it.

@@ -179,6 +179,9 @@ impl Cluster {
     }
 
     pub async fn with(count: usize, timing: Timing, wal_len: u64) -> Self {
+        if std::env::var_os("CURVE_LOG").is_some() {
+            curve_wire::telemetry::init_logging();
+        }
         let mut cluster = Self {
             nodes: Vec::new(),
             addresses: Addresses::default(),
@@ -198,7 +201,7 @@ impl Cluster {
         let device = DeviceId::random();
         let disk = Arc::new(SimDisk::new(128 << 20));
         let options = FormatOptions {
-            cluster: ClusterId::default(),
+            cluster: ClusterId::random(),
             device,
             name: "test".to_owned(),
             size: 128 << 20,

@@ -20,7 +20,7 @@ impl StoreBuilder<Types, LogStore, Machine, Store> for Builder {
     async fn build(&self) -> Result<(Store, LogStore, Machine), StorageError<Types>> {
         let disk = Arc::new(SimDisk::new(64 << 20));
         let options = FormatOptions {
-            cluster: ClusterId::default(),
+            cluster: ClusterId::random(),
             device: DeviceId::random(),
             name: "suite".to_owned(),
             size: 64 << 20,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use curve_types::CopysetId;
 
 use super::cluster::Cluster;
-use crate::Timing;
+use crate::{ProposeError, Timing};
 
 async fn measure(cluster: &Cluster, groups: &[CopysetId], depth: usize) {
     let stop = Arc::new(AtomicBool::new(false));
@@ -23,8 +23,13 @@ async fn measure(cluster: &Cluster, groups: &[CopysetId], depth: usize) {
             let mut latencies = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let started = Instant::now();
-                group.propose(key.clone(), value.clone()).await.expect("propose");
-                latencies.push(started.elapsed());
+                match group.propose(key.clone(), value.clone()).await {
+                    Ok(_) => latencies.push(started.elapsed()),
+                    Err(ProposeError::Busy { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
             }
             latencies
         }));
@@ -51,7 +56,7 @@ async fn measure(cluster: &Cluster, groups: &[CopysetId], depth: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, not a test"]
 async fn proposals_of_4_kib() {
-    let cluster = Cluster::with(3, Timing::default(), 32 << 20).await;
+    let cluster = Cluster::with(3, Timing::default(), 16 << 20).await;
     let groups: Vec<CopysetId> = (1..=8).map(CopysetId).collect();
     for id in &groups {
         cluster.form_group(*id, 3).await;
