@@ -28,6 +28,18 @@ struct Process<E> {
 }
 
 impl<E: std::error::Error + Send + Sync + 'static> Process<E> {
+    /// Fails with the process's own words if it ended as soon as it was started.
+    async fn check(self) -> Result<Self> {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        match self.task.is_finished() {
+            true => {
+                self.task.await??;
+                bail!("the process ended")
+            }
+            false => Ok(self),
+        }
+    }
+
     async fn stop(self) -> Result<()> {
         let _ = self.stop.send(());
         Ok(self.task.await??)
@@ -54,6 +66,7 @@ const LOOPBACK: SocketAddr =
 
 impl Cluster {
     async fn start() -> Result<Self> {
+        curve_wire::telemetry::init_logging();
         let dir = tempfile::tempdir()?;
         let authority = Authority::generate("test")?;
         let tls_dir = dir.path().join("mds-tls");
@@ -82,6 +95,7 @@ impl Cluster {
             let _ = stopped.await;
         });
         let mds = Process { stop, task: tokio::spawn(serving) };
+        let mds = mds.check().await?;
         let identity = authority.issue(Role::Admin, "test")?;
         let client = MdsClient::connect(std::slice::from_ref(&endpoint), &identity)?;
         let chunkservers = HashMap::new();

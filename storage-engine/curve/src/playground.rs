@@ -81,6 +81,7 @@ async fn start(args: StartArgs) -> Result<()> {
     let wanted =
         Wanted { mds: args.mds, chunkservers: args.chunkservers, device_size: args.device_size };
     let plan = Plan::load_or_make(&dir, &wanted)?;
+    plan.make_device_dirs(&dir)?;
     pki::make_certificates(&dir, &plan)?;
     plan.write_client_toml(&dir)?;
     let pids = Rc::new(Pids::new(&dir));

@@ -247,8 +247,9 @@ fn plan(disk: &dyn Disk, options: &FormatOptions) -> Result<Superblock, StoreErr
     if options.name.len() > NAME_MAX {
         return unusable(format!("name is {} bytes long, at most 255 fit", options.name.len()));
     }
-    if options.device.is_nil() || options.cluster.is_nil() {
-        return unusable("device and cluster id must not be nil".into());
+    // A nil cluster is allowed: an MDS formats its directory before its cluster exists.
+    if options.device.is_nil() {
+        return unusable("device id must not be nil".into());
     }
     match inspect(disk)? {
         DeviceState::Blank => Ok(Superblock {

@@ -60,6 +60,7 @@ pub struct Rig {
 
 impl Rig {
     pub async fn start(device_size: ByteSize) -> Result<Self> {
+        curve_wire::telemetry::init_logging();
         let cluster = ClusterId::random();
         let peer_key = Key::random();
         let mut nodes = Vec::new();

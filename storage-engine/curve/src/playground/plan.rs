@@ -145,6 +145,15 @@ impl Plan {
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
 
+    /// A chunkserver makes its device file, but not the directory that the file lies in.
+    pub fn make_device_dirs(&self, dir: &Path) -> Result<()> {
+        for server in &self.chunkservers {
+            let path = dir.join(&server.name);
+            std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// The children's command lines.
     pub fn commands(&self, dir: &Path, out_after_secs: u64) -> Vec<Command> {
         let mds = self.mds.iter().map(|mds| self.mds_command(dir, mds, out_after_secs));
