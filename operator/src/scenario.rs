@@ -123,9 +123,15 @@ fn list(objects: &BTreeMap<String, Value>, path: &str, query: &str) -> Value {
 }
 
 fn failure(code: u16) -> Value {
+    // Clients go by the reason, not by the code.
+    let reason = match code {
+        404 => "NotFound",
+        409 => "AlreadyExists",
+        _ => "MethodNotAllowed",
+    };
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": "scenario", "reason": "scenario", "code": code,
+        "message": "scenario", "reason": reason, "code": code,
     })
 }
 

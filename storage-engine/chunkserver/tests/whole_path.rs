@@ -218,7 +218,8 @@ async fn a_volume_lives_through_restarts_fences_and_deletion() -> Result<()> {
     first.write(4096, fill(3, 4096)).await?;
     cluster.wait_whole().await?;
 
-    let busy = cluster.client.attach("v", &AttachOptions::default()).await;
+    let elsewhere = AttachOptions { node: "m".into(), ..Default::default() };
+    let busy = cluster.client.attach("v", &elsewhere).await;
     ensure!(busy.is_err_and(|error| error.kind == MdsErrorKind::FailedPrecondition));
     let second = cluster.attach(true).await?;
     ensure!(first.write(0, fill(9, 4096)).await == Err(BlockError::Fenced));

@@ -168,6 +168,7 @@ impl Errands {
 
 /// Sees to it that every copyset of the volume enforces the newest epoch, and records that.
 pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
+    let _turn = node.fencing(volume).await;
     let (epoch, fenced) = {
         let state = node.state.read();
         let found = state.volumes.get(&volume).ok_or_else(|| not_found("volume", volume))?;

@@ -1,17 +1,18 @@
 //! What the parts of an MDS process share: log, applied state, view, peers, and the rule that only
 //! a leader that has caught up with its own log answers.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use curve_raft::{ProposeError, ReadError};
-use curve_types::DeviceId;
+use curve_types::{DeviceId, VolumeId};
 use curve_wire::auth::Key;
 use curve_wire::proto;
 use prost::Message;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, watch};
 use tonic::{Code, Status};
 
 use crate::chunkservers::Chunkservers;
@@ -38,6 +39,9 @@ pub struct Node {
     /// Wakes the leader's loop before its next tick.
     pub wake: Notify,
     view: Mutex<View>,
+    /// Whoever fences a volume holds its lock, so that an attach and the leader's own rounds do
+    /// not commit the same epoch twice.
+    fencing: Mutex<BTreeMap<VolumeId, Weak<AsyncMutex<()>>>>,
     /// The term for which this process serves as the leader; 0 while it does not.
     serving: AtomicU64,
     started: Instant,
@@ -70,6 +74,7 @@ impl Node {
             topology: watch::Sender::new(None),
             wake: Notify::new(),
             view: Mutex::new(View::default()),
+            fencing: Mutex::default(),
             serving: AtomicU64::new(0),
             started: Instant::now(),
         })
@@ -81,6 +86,18 @@ impl Node {
 
     pub fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().expect("no panic while held")
+    }
+
+    /// Waits for its turn to fence a volume.
+    pub async fn fencing(&self, volume: VolumeId) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.fencing.lock().expect("no panic while held");
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let turn = turns.get(&volume).and_then(Weak::upgrade).unwrap_or_default();
+            turns.insert(volume, Arc::downgrade(&turn));
+            turn
+        };
+        turn.lock_owned().await
     }
 
     /// Runs a pure function over everything that is known now.

@@ -129,7 +129,8 @@ pub enum DeviceState {
 /// Looks at a device without changing it.
 pub fn inspect(disk: &dyn Disk) -> Result<DeviceState, StoreError> {
     if disk.len() < HEAD_LEN {
-        let what = format!("it is only {} long", ByteSize(disk.len()));
+        let (is, min) = (ByteSize(disk.len()), ByteSize(SIZE_MIN));
+        let what = format!("it is only {is} long, at least {min} are needed");
         return Ok(match disk.len() {
             0 => DeviceState::Damaged { what: "it is empty (0 bytes)".into() },
             _ => DeviceState::Damaged { what },

@@ -85,9 +85,17 @@ impl Cluster {
         let (stop, stopped) = oneshot::channel::<()>();
         let options = self.options(n);
         let listeners = Listeners::bind(&options).await.expect("listen");
-        let task = tokio::spawn(serve(options, listeners, async {
-            let _ = stopped.await;
-        }));
+        let task = tokio::task::spawn_blocking(move || {
+            // A runtime of its own, as a process has: what still runs ends with it.
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .expect("runtime");
+            runtime.block_on(serve(options, listeners, async {
+                let _ = stopped.await;
+            }))
+        });
         self.running[n] = Some(Running { stop, task });
     }
 
