@@ -162,3 +162,17 @@ fn the_storage_class_can_be_left_out() {
     let Some(objects) = render(&["storageClass.create=false"]) else { return };
     assert!(objects.expect("renders").iter().all(|object| object["kind"] != "StorageClass"));
 }
+
+/// kubelet dials the registration socket with its escaped path as `:authority`; our server refuses
+/// the call before any of our code if that is no authority by the book.
+#[test]
+fn the_registration_sockets_path_is_an_authority_once_kubelet_has_escaped_it() {
+    let Some(objects) = render(&[]) else { return };
+    let objects = objects.expect("renders");
+    let node = find(&objects, "DaemonSet", "curve-csi-node");
+    let args = &node["spec"]["template"]["spec"]["containers"][0]["args"];
+    let args: Vec<&str> = args.as_array().expect("args").iter().filter_map(Value::as_str).collect();
+    let at = args.iter().position(|arg| *arg == "--registration-socket").expect("the flag");
+    let escaped = args[at + 1].replace('/', "%2F");
+    assert!(escaped.parse::<http::uri::Authority>().is_ok(), "{escaped}");
+}
