@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use xtask::deploy;
+use xtask::paths::Paths;
 
 use crate::wait;
 
@@ -19,19 +21,19 @@ const SERVING: Duration = Duration::from_secs(30);
 /// The `curve` binary of this checkout, in the profile of this test.
 pub fn binary() -> Result<&'static Path> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    let built = BUILT.get_or_init(|| {
+        binaries().map(|dir| dir.join("curve")).map_err(|error| format!("{error:#}"))
+    });
     built.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-fn build() -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "curve", "--bins"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("run cargo")?;
+/// The directory of this checkout's binaries, built if they are not up to date.
+pub fn binaries() -> Result<PathBuf> {
+    let mut cargo = deploy::build_command(&Paths::from_env()?);
+    let built = cargo.arg("--quiet").status().context("run cargo")?;
     ensure!(built.success(), "cargo build failed");
     let test = std::env::current_exe().context("find this test's binary")?;
-    Ok(test.ancestors().nth(2).context("find the target directory")?.join("curve"))
+    Ok(test.ancestors().nth(2).context("find the target directory")?.to_owned())
 }
 
 /// A process that is asked to end, and made to, when the value goes away.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use curve_e2e::wait;
+use curve_e2e::{playground, wait};
 use curve_wire::pki::{Authority, Role};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -71,7 +71,7 @@ struct Stack {
 
 impl Stack {
     fn start() -> Result<Self> {
-        let bin = build_binaries()?;
+        let bin = playground::binaries()?;
         // Short: Unix sockets lie in it.
         let dir = std::env::temp_dir().join(format!("curve-sanity-{}", std::process::id()));
         fs::create_dir_all(dir.join("log")).context("make the test's directory")?;
@@ -130,19 +130,6 @@ impl Stack {
         ensure!(left.is_empty(), "left mounted: {left:?}");
         fs::remove_dir_all(&self.dir).context("remove the test's directory")
     }
-}
-
-/// The binaries of this checkout, built in the profile of this test.
-fn build_binaries() -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "curve", "--package", "curve-csi", "--bins"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .context("run cargo")?;
-    ensure!(built.success(), "cargo build failed");
-    let test = std::env::current_exe().context("find this test's binary")?;
-    let dir = test.ancestors().nth(2).context("find the target directory")?;
-    Ok(dir.to_owned())
 }
 
 /// A command whose output goes to a file of the test's directory.

@@ -1,5 +1,5 @@
-//! The Helm chart, rendered by helm itself: `$CURVE_HELM`, or `helm` of the PATH. Without helm
-//! these tests pass with a word on stderr, unless `CURVE_REQUIRE_HELM=1`.
+//! The Helm chart, rendered by helm itself: `$CURVE_HELM` (`cargo xtask test` sets it), or
+//! `helm` of the PATH.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,35 +11,26 @@ fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").join("charts/curve")
 }
 
-/// Runs helm, or nothing if there is none.
-fn helm(args: &[&str]) -> Option<Output> {
+fn helm(args: &[&str]) -> Output {
     let program = std::env::var("CURVE_HELM").unwrap_or_else(|_| "helm".into());
-    match Command::new(&program).args(args).output() {
-        Ok(output) => Some(output),
-        Err(error) if std::env::var("CURVE_REQUIRE_HELM").as_deref() == Ok("1") => {
-            panic!("run {program}: {error}")
-        }
-        Err(error) => {
-            eprintln!("skipped: run {program}: {error}");
-            None
-        }
-    }
+    let output = Command::new(&program).args(args).output();
+    output.unwrap_or_else(|error| panic!("run {program}: {error}"))
 }
 
 /// The rendered objects with these `--set` values.
-fn render(values: &[&str]) -> Option<Result<Vec<Value>, String>> {
+fn render(values: &[&str]) -> Result<Vec<Value>, String> {
     let chart = chart();
     let mut args = vec!["template", "curve", chart.to_str().expect("UTF-8")];
     args.extend(["--namespace", "curve-system", "--include-crds"]);
     args.extend(values.iter().flat_map(|value| ["--set", value]));
-    let output = helm(&args)?;
+    let output = helm(&args);
     if !output.status.success() {
-        return Some(Err(String::from_utf8_lossy(&output.stderr).into_owned()));
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let documents = serde_yaml::Deserializer::from_str(&text);
     let objects = documents.map(|document| Value::deserialize(document).expect("YAML"));
-    Some(Ok(objects.filter(|object| !object.is_null()).collect()))
+    Ok(objects.filter(|object| !object.is_null()).collect())
 }
 
 fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
@@ -64,14 +55,14 @@ fn containers(objects: &[Value]) -> Vec<(String, Value)> {
 #[test]
 fn the_chart_passes_lint() {
     let chart = chart();
-    let Some(output) = helm(&["lint", "--strict", chart.to_str().expect("UTF-8")]) else { return };
+    let output = helm(&["lint", "--strict", chart.to_str().expect("UTF-8")]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn every_component_is_there() {
-    let Some(objects) = render(&[]) else { return };
+    let objects = render(&[]);
     let objects = objects.expect("renders");
     for (kind, name) in [
         ("CustomResourceDefinition", "curveclusters.curve.io"),
@@ -94,7 +85,7 @@ fn every_component_is_there() {
 
 #[test]
 fn only_what_touches_the_node_is_privileged() {
-    let Some(objects) = render(&[]) else { return };
+    let objects = render(&[]);
     for (name, container) in containers(&objects.expect("renders")) {
         let context = &container["securityContext"];
         assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
@@ -110,7 +101,7 @@ fn only_what_touches_the_node_is_privileged() {
 
 #[test]
 fn no_role_has_wildcards_and_secrets_are_listed_in_one_namespace_only() {
-    let Some(objects) = render(&[]) else { return };
+    let objects = render(&[]);
     for object in objects.expect("renders") {
         let name = &object["metadata"]["name"];
         for rule in object["rules"].as_array().into_iter().flatten() {
@@ -135,7 +126,7 @@ fn values_reach_the_objects() {
         "storageClass.cluster=prod/main",
         "csi.kubeletDir=/data/kubelet",
     ];
-    let Some(objects) = render(&values) else { return };
+    let objects = render(&values);
     let objects = objects.expect("renders");
     for (name, container) in containers(&objects) {
         let image = container["image"].as_str().unwrap_or_default();
@@ -152,14 +143,14 @@ fn values_reach_the_objects() {
 #[test]
 fn a_value_that_does_not_exist_is_refused() {
     for value in ["operator.replica=2", "storageClass.cluster=demo", "csi.kubeletDir=relative"] {
-        let Some(rendered) = render(&[value]) else { return };
+        let rendered = render(&[value]);
         assert!(rendered.is_err(), "{value}");
     }
 }
 
 #[test]
 fn the_storage_class_can_be_left_out() {
-    let Some(objects) = render(&["storageClass.create=false"]) else { return };
+    let objects = render(&["storageClass.create=false"]);
     assert!(objects.expect("renders").iter().all(|object| object["kind"] != "StorageClass"));
 }
 
@@ -167,7 +158,7 @@ fn the_storage_class_can_be_left_out() {
 /// the call before any of our code if that is no authority by the book.
 #[test]
 fn the_registration_sockets_path_is_an_authority_once_kubelet_has_escaped_it() {
-    let Some(objects) = render(&[]) else { return };
+    let objects = render(&[]);
     let objects = objects.expect("renders");
     let node = find(&objects, "DaemonSet", "curve-csi-node");
     let args = &node["spec"]["template"]["spec"]["containers"][0]["args"];

@@ -11,7 +11,7 @@ use csi_proto::csi::v1::{
 };
 use tonic::{Code, Status};
 
-use crate::doubles::{CLUSTER, Driver, MIB, block, create_request, is_root, mount};
+use crate::doubles::{CLUSTER, Driver, MIB, block, create_request, mount, require_root};
 
 /// A published volume on its way over the node.
 struct OnNode {
@@ -101,9 +101,7 @@ impl OnNode {
 
 #[tokio::test]
 async fn what_a_pod_wrote_is_there_after_the_volume_was_staged_again() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     for fs_type in ["ext4", "xfs"] {
         let capability = mount(fs_type, Mode::SingleNodeWriter);
         let mut volume = OnNode::published(320 * MIB, capability).await;
@@ -135,9 +133,7 @@ async fn what_a_pod_wrote_is_there_after_the_volume_was_staged_again() {
 
 #[tokio::test]
 async fn a_device_with_any_signature_is_never_formatted() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let mut volume = OnNode::published(64 * MIB, block(Mode::SingleNodeWriter)).await;
     volume.stage().await.expect("attached raw");
     volume.on_device("mkswap", &[]);
@@ -154,9 +150,7 @@ async fn a_device_with_any_signature_is_never_formatted() {
 
 #[tokio::test]
 async fn a_file_system_grows_under_its_user_and_at_the_next_staging() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     for fs_type in ["ext4", "xfs"] {
         let capability = mount(fs_type, Mode::SingleNodeWriter);
         let mut volume = OnNode::published(320 * MIB, capability).await;
@@ -197,9 +191,7 @@ fn has_cap_sys_resource() -> bool {
 
 #[tokio::test]
 async fn a_raw_volume_is_a_device_node_that_grows() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let mut volume = OnNode::published(8 * MIB, block(Mode::SingleNodeWriter)).await;
     let target = volume.target.clone();
     volume.stage().await.expect("staged");
@@ -222,9 +214,7 @@ async fn a_raw_volume_is_a_device_node_that_grows() {
 
 #[tokio::test]
 async fn a_read_only_publication_cannot_be_written() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let mut volume = OnNode::published(64 * MIB, mount("ext4", Mode::SingleNodeWriter)).await;
     let target = volume.target.clone();
     volume.stage().await.expect("staged");
@@ -238,9 +228,7 @@ async fn a_read_only_publication_cannot_be_written() {
 
 #[tokio::test]
 async fn publishing_before_staging_and_foreign_paths_are_refused() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let mut volume = OnNode::published(64 * MIB, mount("ext4", Mode::SingleNodeWriter)).await;
     let target = volume.target.clone();
     let error = volume.publish(&target, false).await.expect_err("not staged");
@@ -252,9 +240,7 @@ async fn publishing_before_staging_and_foreign_paths_are_refused() {
 
 #[tokio::test]
 async fn a_mount_whose_attachment_is_gone_is_replaced() {
-    if !is_root() {
-        return;
-    }
+    require_root();
     let mut volume = OnNode::published(64 * MIB, mount("ext4", Mode::SingleNodeWriter)).await;
     volume.stage().await.expect("staged");
     let stale = volume.driver.agent.device().expect("attached");

@@ -54,11 +54,6 @@ pub fn check(paths: &Paths) -> Result<Vec<Outcome>> {
                 .args(["clippy", "--workspace", "--all-targets", "--"])
                 .args(["-D", "warnings"]),
         ),
-        part(
-            paths,
-            "crds drift",
-            cargo(paths).args(["run", "-p", "curve-operator", "--bin", "crdgen", "--", "--check"]),
-        ),
     ];
     let deny = cargo_deny(paths)?;
     outcomes.push(part(

@@ -9,10 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::check::{self, Outcome};
+use crate::cluster::Cluster;
 use crate::cluster::record::{ClusterLock, LOCK_HELD_ENV};
-use crate::cluster::{Cluster, verify};
 use crate::command;
-use crate::deploy::cargo;
+use crate::deploy::{self, cargo};
 use crate::packages;
 use crate::paths::Paths;
 use crate::progress::{Progress, Step, human};
@@ -59,8 +59,10 @@ pub fn test(selection: &Selection) -> Result<bool> {
         Selection::All { cluster } => {
             run.check()?;
             run.unit()?;
+            run.playground()?;
+            run.csi_sanity()?;
             if *cluster {
-                run.plain_cluster()?;
+                run.end_to_end(None)?;
             }
         }
         Selection::Unit => run.unit()?,
@@ -85,7 +87,7 @@ impl Run {
         cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "curve-e2e"]);
         // The driver over doubles runs the whole suite; charts are tested with the pinned helm.
         cargo.env("CURVE_CSI_SANITY", tools.dir("sidecars").join("csi-sanity"));
-        cargo.env("CURVE_HELM", tools.helm()).env("CURVE_REQUIRE_HELM", "1");
+        cargo.env("CURVE_HELM", tools.helm());
         self.cargo_test("unit and integration", &mut cargo);
         Ok(())
     }
@@ -97,17 +99,36 @@ impl Run {
         tools
     }
 
+    /// The engine as processes on loopback, without Kubernetes.
+    fn playground(&mut self) -> Result<()> {
+        self.build_binaries()?;
+        for target in test_files(&self.paths.repo.join("e2e/tests"), &["playground_"])? {
+            let mut cargo = cargo_test_of(&self.paths, &target);
+            cargo.args(["--", "--test-threads=1"]);
+            self.cargo_test(&target, &mut cargo);
+        }
+        Ok(())
+    }
+
     fn csi_sanity(&mut self) -> Result<()> {
+        self.build_binaries()?;
         let tools = self.csi_tools()?;
-        let mut cargo = cargo(&self.paths);
-        cargo.args(["test", "--no-fail-fast", "--package", "curve-e2e", "--test", CSI_SANITY]);
+        let mut cargo = cargo_test_of(&self.paths, CSI_SANITY);
         cargo.args(["--", "--nocapture"]).env("PATH", path_with(&tools.path_entries())?);
         self.cargo_test("csi-sanity", &mut cargo);
         Ok(())
     }
 
+    /// What these tests start must be what the source says.
+    fn build_binaries(&self) -> Result<()> {
+        let mut step = Step::new("binaries".into());
+        let built = deploy::build(&self.paths, false, &mut step);
+        step.finish(built.is_ok());
+        built.map(drop)
+    }
+
     fn end_to_end(&mut self, name: Option<&str>) -> Result<()> {
-        let files = test_files(&self.paths.repo.join("e2e/tests"))?;
+        let files = test_files(&self.paths.repo.join("e2e/tests"), E2E_PREFIXES)?;
         let (targets, filter) = select(&files, name);
         ensure!(!targets.is_empty(), "there are no end-to-end tests in e2e/tests");
         let _lock = ClusterLock::take()?;
@@ -126,24 +147,6 @@ impl Run {
         if let Ok(cluster) = ready {
             self.run_on(&cluster, &targets, filter)?;
         }
-        self.remove_cluster_in_ci()
-    }
-
-    /// Kubernetes alone. The tests of Curve on it (`cargo xtask test e2e`) join the whole run
-    /// once all of them pass.
-    fn plain_cluster(&mut self) -> Result<()> {
-        let _lock = ClusterLock::take()?;
-        let mut progress = Progress::new(4);
-        let ready = up::start_cluster(&self.paths, E2E_NODES, &mut progress).and_then(|cluster| {
-            progress.stage("plain pods", |step| verify::plain_pods(&cluster, step))
-        });
-        let outcome = Outcome {
-            name: "cluster with plain pods".into(),
-            elapsed: progress.elapsed(),
-            failure: ready.err().map(|error| format!("{error:#}")),
-        };
-        self.count_one(&outcome);
-        self.outcomes.push(outcome);
         self.remove_cluster_in_ci()
     }
 
@@ -167,8 +170,7 @@ impl Run {
     ) -> Result<()> {
         let path = path_with(&cluster.tools.path_entries())?;
         for target in targets {
-            let mut cargo = cargo(&self.paths);
-            cargo.args(["test", "--no-fail-fast", "--package", "curve-e2e", "--test", target]);
+            let mut cargo = cargo_test_of(&self.paths, target);
             cargo.args(filter).args(["--", "--test-threads=1"]);
             cargo
                 .env("PATH", &path)
@@ -256,13 +258,22 @@ fn path_with(entries: &[PathBuf]) -> Result<std::ffi::OsString> {
     std::env::join_paths(all).context("join PATH")
 }
 
-fn test_files(dir: &Path) -> Result<BTreeSet<String>> {
+/// `--workspace` keeps to one set of features of every dependency: `--package` would compile them
+/// all again.
+fn cargo_test_of(paths: &Paths, target: &str) -> Command {
+    let mut cargo = cargo(paths);
+    cargo.args(["test", "--no-fail-fast", "--workspace", "--test", target]);
+    cargo
+}
+
+/// The tests in `dir` whose file name starts with one of `prefixes`.
+fn test_files(dir: &Path, prefixes: &[&str]) -> Result<BTreeSet<String>> {
     let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
     Ok(entries
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().to_string_lossy().strip_suffix(".rs")?.to_string();
-            let wanted = E2E_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+            let wanted = prefixes.iter().any(|prefix| name.starts_with(prefix));
             (wanted && name != CSI_SANITY).then_some(name)
         })
         .collect())
