@@ -80,6 +80,14 @@ pub fn build(paths: &Paths, release: bool, step: &mut Step) -> Result<PathBuf> {
 pub fn cargo(paths: &Paths) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(&paths.repo);
+    // What that cargo told us of our own package: build scripts (ring's, for one) depend on these,
+    // so that a build from here and one from a shell would each undo the other.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
     if std::env::var_os("CI").is_some() {
         // A tree that is built once gains nothing from it, and it takes a third of the disk.
         cargo.env("CARGO_INCREMENTAL", "0");
