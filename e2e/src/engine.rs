@@ -52,15 +52,17 @@ pub fn busiest_leader() -> Result<String> {
         .context("a chunkserver in curve status")
 }
 
-/// Kills every process whose command line holds all of `words`, with SIGKILL; returns how many.
-pub fn kill_processes(words: &[&str]) -> Result<usize> {
+/// Kills with SIGKILL every process of `program`, by its file name, whose arguments hold all of
+/// `words`; returns how many.
+pub fn kill_processes(program: &str, words: &[&str]) -> Result<usize> {
     let mut killed = 0;
     for entry in fs::read_dir("/proc").context("list /proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        if pid != std::process::id() as i32
+        let path = args.first().copied().unwrap_or_default();
+        if path.rsplit(|byte| *byte == b'/').next() == Some(program.as_bytes())
             && words.iter().all(|word| args.contains(&word.as_bytes()))
             && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
         {
@@ -72,7 +74,7 @@ pub fn kill_processes(words: &[&str]) -> Result<usize> {
 
 /// Kills the chunkserver of that name, wherever it runs.
 pub fn kill_chunkserver(name: &str) -> Result<()> {
-    let killed = kill_processes(&["chunkserver", name])?;
+    let killed = kill_processes("curve", &["chunkserver", name])?;
     ensure!(killed == 1, "killed {killed} processes of chunkserver {name}, expected 1");
     Ok(())
 }

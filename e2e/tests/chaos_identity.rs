@@ -29,7 +29,7 @@ fn wipe(pod: &str, words: &[&str]) -> Result<()> {
     for entry in std::fs::read_dir(&dir)? {
         std::fs::remove_file(entry?.path())?;
     }
-    ensure!(engine::kill_processes(words)? == 1, "kill the process of {pod}");
+    ensure!(engine::kill_processes("curve", words)? == 1, "kill the process of {pod}");
     Ok(())
 }
 

@@ -40,8 +40,8 @@ fn all_engine_processes_killed_at_once_lose_nothing() -> Result<()> {
     workload::start(ns, "all", "Filesystem", "512Mi")?;
     workload::start_fio(ns, "all", "--filename=/data/file", 30)?;
     std::thread::sleep(Duration::from_secs(6));
-    let killed = engine::kill_processes(&["curve", "chunkserver"])?
-        + engine::kill_processes(&["curve", "mds"])?;
+    let killed = engine::kill_processes("curve", &["chunkserver"])?
+        + engine::kill_processes("curve", &["mds"])?;
     assert!(killed >= 6, "killed {killed} engine processes");
     workload::finish_fio(ns, "all", RECOVERED)?;
     engine::wait_healthy(RECOVERED)?;

@@ -162,8 +162,7 @@ fn a_restart_of_the_node_plugin_does_not_disturb_io() -> Result<()> {
     workload::start(ns, "busy", "Filesystem", "512Mi")?;
     workload::start_fio(ns, "busy", "--filename=/data/file", 25)?;
     std::thread::sleep(Duration::from_secs(5));
-    let killed = engine::kill_processes(&["curve-csi", "node"])?
-        + engine::kill_processes(&["/usr/bin/curve-csi", "node"])?;
+    let killed = engine::kill_processes("curve-csi", &["node"])?;
     ensure!(killed > 0, "no node plugin was running");
     workload::finish_fio(ns, "busy", READY)?;
     // The plugin is back: volumes can be mounted, and the busy one unmounted.
