@@ -21,6 +21,7 @@ impl Drop for Stopped<'_> {
 fn a_lost_nodes_copysets_are_rebuilt_on_a_fourth_chunkserver() -> Result<()> {
     engine::wait_healthy(REBUILT)?;
     let cluster = Cluster::open()?;
+    let object = "curvecluster/demo";
     let status = engine::status()?;
     let devices = status["devices"].as_array().context("devices")?.len();
     let namespace = Namespace::create("chaos-node")?;
@@ -37,26 +38,21 @@ fn a_lost_nodes_copysets_are_rebuilt_on_a_fourth_chunkserver() -> Result<()> {
     if devices < 4 {
         cluster.add_node()?;
         let patch = r#"[{"op":"replace","path":"/spec/nodeSets/0/count","value":4}]"#;
-        let object = "curvecluster/demo";
         kubectl::run(&["-n", engine::NAMESPACE, "patch", object, "--type=json", "-p", patch])?;
         engine::wait_device("demo-default-3", true, REBUILT)?;
     }
     let short = r#"{"spec":{"recovery":{"outAfter":"15s"}}}"#;
-    kubectl::run(&[
-        "-n",
-        engine::NAMESPACE,
-        "patch",
-        "curvecluster/demo",
-        "--type=merge",
-        "-p",
-        short,
-    ])?;
+    kubectl::run(&["-n", engine::NAMESPACE, "patch", object, "--type=merge", "-p", short])?;
+    // The change rolls the MDS pods: with one of them restarting, the node would take the quorum.
+    let generation = kubectl::field(engine::NAMESPACE, object, "{.metadata.generation}")?;
+    let observed = "{.status.observedGeneration}";
+    kubectl::wait_field(engine::NAMESPACE, object, observed, &generation, REBUILT)?;
+    kubectl::wait_field(engine::NAMESPACE, object, "{.status.phase}", "Ready", REBUILT)?;
     engine::wait_healthy(REBUILT)?;
 
     let victim: u8 = 2;
     cluster.stop_node(victim)?;
     let _stopped = Stopped(&cluster, victim);
-    let object = "curvecluster/demo";
     let degraded = "{.status.conditions[?(@.type==\"Degraded\")].status}";
     kubectl::wait_field(engine::NAMESPACE, object, degraded, "True", REBUILT)?;
     wait::until("every copyset whole again", REBUILT, || {

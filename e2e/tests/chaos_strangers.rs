@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use curve_e2e::{engine, kubectl, kubectl::Namespace, workload};
 
 const RECOVERED: Duration = Duration::from_secs(120);
@@ -10,10 +10,10 @@ const RECOVERED: Duration = Duration::from_secs(120);
 const PORTS: [u16; 8] = [7100, 7101, 7109, 7200, 7209, 7309, 7409, 7509];
 
 /// Sends what a stranger might, and prints what came back as hexadecimal. The first line is
-/// whether the port was open at all.
+/// whether the port was open at all. That the other side hangs up in mid-write is no failure.
 fn probe(ip: &str, port: u16, garbage: &str) -> String {
     format!(
-        "exec 3<>/dev/tcp/{ip}/{port} || {{ echo closed; exit 0; }}; echo open; \
+        "exec 3<>/dev/tcp/{ip}/{port} || {{ echo closed; exit 0; }}; echo open; trap '' PIPE; \
          printf '{garbage}' >&3; timeout 3 head -c 512 <&3 | od -An -tx1 | tr -d ' \\n'"
     )
 }
@@ -69,5 +69,5 @@ fn strangers_are_refused_on_every_port_of_every_pod() -> Result<()> {
     ensure!(after["health"] == "ok", "garbage disturbed the cluster: {}", after["messages"]);
     let marker = kubectl::exec(ns, "stranger", "echo ok >/data/x && sync && cat /data/x")?;
     ensure!(marker.trim() == "ok", "the volume stopped working");
-    pods.first().map(|_| ()).context("pods")
+    Ok(())
 }

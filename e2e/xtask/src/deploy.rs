@@ -154,9 +154,13 @@ pub fn install_chart(
     Ok(())
 }
 
-/// Applies `examples/cluster.yaml` and waits until every cluster in it is Ready.
+/// Applies `examples/cluster.yaml` and waits until every cluster is Ready. One that is there
+/// already stays as its user changed it since: the example would ask to shrink what has grown.
 pub fn create_cluster(paths: &Paths, api: &Api, step: &mut Step) -> Result<()> {
-    apply(paths, api, "examples/cluster.yaml")?;
+    let present = api.get(&["curveclusters", "--all-namespaces"])?;
+    if present["items"].as_array().is_none_or(Vec::is_empty) {
+        apply(paths, api, "examples/cluster.yaml")?;
+    }
     let result = wait_until("waiting for the CurveCluster", READY_LIMIT, || {
         let list = api.get(&["curveclusters", "--all-namespaces"])?;
         let clusters = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();

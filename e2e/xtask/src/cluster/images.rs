@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -29,14 +30,28 @@ fn loaded(cluster: &Cluster, index: u8) -> Loaded {
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
-/// What every node runs before the first pod can start.
-pub fn load_cluster_images(cluster: &Cluster, index: u8) -> Result<()> {
-    let images = catalog::cluster_images(&cluster.paths, &cluster.tools, &mut Step::quiet())?;
+/// What every node runs before the first pod can start, and what was last loaded on the others:
+/// a node that joins later, or was off then, has no registry to pull from.
+pub fn load_at_start(cluster: &Cluster, index: u8) -> Result<()> {
+    let mut images = catalog::cluster_images(&cluster.paths, &cluster.tools, &mut Step::quiet())?;
+    let last: Vec<Image> = match fs::read(last_loaded_path(cluster)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).context("parse the list of loaded images")?,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).context("read the list of loaded images"),
+    };
+    // The cache may have been cleaned since.
+    images.extend(last.into_iter().filter(|image| image.archive.exists()));
     load_on(cluster, index, &images)
+}
+
+fn last_loaded_path(cluster: &Cluster) -> PathBuf {
+    cluster.paths.state.join("images.json")
 }
 
 /// Loads `images` on every running node at once.
 pub fn load(cluster: &Cluster, images: &[Image], step: &mut Step) -> Result<()> {
+    let list = serde_json::to_vec_pretty(images).context("encode the list of images")?;
+    write_atomically(&last_loaded_path(cluster), &list)?;
     let nodes: Vec<u8> =
         (1..=cluster.node_count()?).filter(|index| node::is_running(cluster, *index)).collect();
     step.say(format!("loading {} images on {} nodes", images.len(), nodes.len()));

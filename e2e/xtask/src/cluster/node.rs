@@ -91,7 +91,7 @@ pub fn start(cluster: &Cluster, index: u8) -> Result<()> {
     let node = Enter::Node(pid);
     launch("containerd", node, words("containerd --config /var/lib/containerd/config.toml"))?;
     wait_for(cluster, index, "containerd", &format!("/proc/{pid}/root{SOCKET}"))?;
-    images::load_cluster_images(cluster, index)?;
+    images::load_at_start(cluster, index)?;
     let hostname = name(index);
     launch(
         "kube-proxy",
