@@ -142,8 +142,11 @@ fn logged(binary: &Path, dir: &Path, name: &str) -> Result<Command> {
 
 fn start_playground(bin: &Path, dir: &Path) -> Result<Running> {
     let mut command = logged(&bin.join("curve"), dir, "playground")?;
-    command.args(["playground", "start", "--mds", "1", "--chunkservers", "3", "--dir"]);
-    command.arg(dir.join("playground")).stdout(Stdio::piped());
+    command.args(["playground", "start", "--mds", "1", "--chunkservers", "3"]);
+    command
+        .args(["--device-size", "1GiB", "--dir"])
+        .arg(dir.join("playground"))
+        .stdout(Stdio::piped());
     let mut playground = Running::start("playground", &mut command)?;
     let stdout = playground.child.stdout.take().context("the playground's stdout")?;
     let mut line = String::new();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use csi_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, TopologyRequirement};
 use curve_types::ByteSize;
+use sha2::{Digest, Sha256};
 
 use super::{Context, to_csi, topology};
 use crate::capability::Access;
@@ -52,7 +53,7 @@ fn plan(request: &CreateVolumeRequest) -> Result<Plan, CsiError> {
     let range = SizeRange::parse(request.capacity_range)?;
     let fs_type = accesses.iter().find_map(Access::fs_type).map(|fs_type| fs_type.as_str());
     let size = range.plan_create(fs_type)?;
-    Ok(Plan { name: request.name.clone(), parameters, range, size })
+    Ok(Plan { name: engine_name(&request.name), parameters, range, size })
 }
 
 fn check_name(name: &str) -> Result<(), CsiError> {
@@ -64,6 +65,19 @@ fn check_name(name: &str) -> Result<(), CsiError> {
         return Err(CsiError::invalid("name", reason));
     }
     Ok(())
+}
+
+/// CSI allows any Unicode in a name, volumes of the engine have a narrower alphabet (Kubernetes'
+/// `pvc-<uuid>` is within it). Other names are hashed: each still means the same volume every time.
+fn engine_name(name: &str) -> String {
+    let alphanumeric = |c: char| c.is_ascii_alphanumeric();
+    let allowed = |c: char| alphanumeric(c) || matches!(c, '-' | '_' | '.');
+    if name.chars().all(allowed) && name.starts_with(alphanumeric) && name.ends_with(alphanumeric) {
+        return name.to_owned();
+    }
+    let digest = Sha256::digest(name);
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("csi-{hex}")
 }
 
 /// Nothing to choose from: either the one segment is allowed, or no node of ours is.
@@ -116,4 +130,21 @@ fn check_existing(plan: &Plan, found: &VolumeInfo) -> Result<(), CsiError> {
         return Ok(());
     };
     Err(CsiError::Exists { what: format!("volume {}", plan.name), difference })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_outside_the_engines_alphabet_are_hashed() {
+        let ordinary = "pvc-5f0c1f7e-3f0c-4b2a-9c6e-0a1b2c3d4e5f";
+        assert_eq!(engine_name(ordinary), ordinary);
+        for name in ["limit-vol+1", "größe", "-edge", "edge."] {
+            let hashed = engine_name(name);
+            assert_eq!(hashed.len(), "csi-".len() + 64, "{name}");
+            assert_eq!(engine_name(&hashed), hashed, "{name}");
+        }
+        assert_ne!(engine_name("limit-vol+1"), engine_name("limit-vol+2"));
+    }
 }
