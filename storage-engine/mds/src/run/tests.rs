@@ -1,6 +1,7 @@
 //! Whole MDS processes on loopback, with real logs on real files.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use curve_raft::device::DeviceState;
@@ -46,7 +47,7 @@ impl Cluster {
             let tls = dir.path().join("tls").join(&name);
             authority.issue(Role::Mds, &name).expect("issue").save(&tls).expect("save");
             write_private(&tls.join(CLUSTER_KEY_FILE), &key).expect("key");
-            let (grpc, raft) = (free_address().await, free_address().await);
+            let (grpc, raft) = (own_address(), own_address());
             peers.push(Peer { name, grpc, raft });
         }
         let running = (0..count).map(|_| None).collect();
@@ -174,9 +175,12 @@ impl Cluster {
     }
 }
 
-async fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
-    listener.local_addr().expect("address").to_string()
+/// An address of this process alone, on a loopback network of its own: a port of 127.0.0.1 may go to
+/// somebody's outgoing connection while the MDS that had it is stopped.
+fn own_address() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    format!("127.{high}.{low}.{}:7100", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn up(status: &ClusterStatus) -> usize {
