@@ -204,7 +204,8 @@ impl Space {
             let whole = match stop - at == BLOCK {
                 true => piece,
                 false => {
-                    let old = self.read(key, index * BLOCK, BLOCK)?;
+                    // What is retired takes no change.
+                    let Some(old) = self.read(key, index * BLOCK, BLOCK)? else { return Ok(()) };
                     let mut merged = BytesMut::from(&old[..]);
                     let within = (at % BLOCK) as usize;
                     merged[within..within + piece.len()].copy_from_slice(&piece);
@@ -321,19 +322,26 @@ impl Space {
         self.forget(chunks.into_iter());
     }
 
+    /// None once the space is retired: its tables are empty, which does not mean zeroes.
     pub fn read(
         self: &Arc<Self>,
         key: ChunkKey,
         offset: u32,
         len: u32,
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Option<Bytes>, StoreError> {
         check_range(offset, u64::from(len))?;
         let pin = self.pin();
-        // Places, not the chunk: holding the chunk would make a writer beside us copy it.
-        let places = self.tables().chunks.get(&key).map(|chunk| places(chunk, offset, len));
+        let places = {
+            let tables = self.tables();
+            if tables.retired {
+                return Ok(None);
+            }
+            // Places, not the chunk: holding the chunk would make a writer beside us copy it.
+            tables.chunks.get(&key).map(|chunk| places(chunk, offset, len))
+        };
         let result = read_places(&self.data, places, key, offset, len);
         drop(pin);
-        result
+        result.map(Some)
     }
 }
 
@@ -466,5 +474,21 @@ mod tests {
         assert_eq!(space.release(second), 0);
         assert_eq!(free(), u64::from(BLOCKS) - 1);
         assert!(space.is_drained());
+    }
+
+    #[test]
+    fn a_retired_space_answers_no_read_and_what_was_pinned_before_still_does() {
+        let space = space();
+        let key = ChunkKey { volume: VolumeId::from_bytes([1; 16]), index: ChunkIndex(0) };
+        write_flushed(&space, key, 7);
+        let (pin, chunks) = (space.pin(), space.snapshot());
+        space.retire();
+        assert_eq!(space.read(key, 0, BLOCK).expect("no disk error"), None);
+        space.write(key, 10, Bytes::from_static(b"part of a block")).expect("ignored");
+        space.release(space.data.pin_tick());
+        let found = chunks.get(&key).map(|chunk| places(chunk, 0, BLOCK));
+        let bytes = read_places(&pin.space.data, found, key, 0, BLOCK).expect("read");
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        assert!(!space.is_drained(), "the pin holds the block back");
     }
 }

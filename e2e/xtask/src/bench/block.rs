@@ -152,7 +152,7 @@ impl Playground {
     fn start(options: &Options) -> Result<Self> {
         let dir = options.dir.join("playground");
         // Room for the volume, the log and checkpoints, and blocks that wait to be reused.
-        let device_size = (options.volume_size * 2 + (4 << 30)).to_string();
+        let device_size = (options.volume_size * 3).max(1 << 30).to_string();
         let mut child = Command::new(&options.curve)
             .args(["playground", "start", "--mds", "1", "--chunkservers", "3"])
             .args(["--device-size", &device_size, "--dir"])
