@@ -2,7 +2,7 @@
 //! Pods run under this machine's kernel, so a test can kill what runs in them.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -91,6 +91,19 @@ pub fn wait_device(name: &str, up: bool, timeout: Duration) -> Result<()> {
             Some(device) => Err(device.to_string()),
             None => Err(format!("no such device in {}", status["devices"])),
         }
+    })
+}
+
+/// Waits for a heartbeat of that chunkserver from after `since`: right after its death it still
+/// counts as up.
+pub fn wait_heard_since(name: &str, since: Instant, timeout: Duration) -> Result<()> {
+    wait::until(&format!("a heartbeat of chunkserver {name}"), timeout, || {
+        let limit = since.elapsed().as_millis() as u64;
+        let status = status().map_err(|error| format!("{error:#}"))?;
+        let devices = status["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let heard = |device: &&Value| device["silent_ms"].as_u64().is_some_and(|ms| ms < limit);
+        let device = devices.iter().find(|device| device["name"] == name);
+        device.filter(heard).map(|_| ()).ok_or_else(|| format!("{device:?}"))
     })
 }
 

@@ -19,11 +19,23 @@ impl Drop for Isolated<'_> {
     }
 }
 
-/// The loop devices of this kernel, all nodes' alike.
-fn loop_devices() -> Result<Vec<String>> {
-    let output = Command::new("losetup").args(["-n", "-O", "NAME"]).output().context("losetup")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text.split_ascii_whitespace().map(str::to_owned).collect())
+/// The loop device of a claim's volume. All nodes share the kernel, so there must be one only.
+fn loop_device(namespace: &str, claim: &str) -> Result<String> {
+    let volume = kubectl::field(namespace, &format!("pvc/{claim}"), "{.spec.volumeName}")?;
+    let handle = kubectl::run(&["get", "pv", &volume, "-o", "jsonpath={.spec.csi.volumeHandle}"])?;
+    // The agent's file is named by the volume's id, the last part of the handle.
+    let id = handle.rsplit('/').next().context("a volume handle")?;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/sys/block").context("list /sys/block")? {
+        let entry = entry?;
+        // One without a file has no such attribute.
+        let file = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+        if file.is_ok_and(|file| file.trim_end().ends_with(id)) {
+            found.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    ensure!(found.len() == 1, "loop devices of volume {handle}: {found:?}");
+    found.pop().context("a loop device")
 }
 
 #[test]
@@ -31,14 +43,10 @@ fn a_moved_pod_finds_its_data_and_the_old_attachment_is_refused() -> Result<()> 
     engine::wait_healthy(DETACHED)?;
     let namespace = Namespace::create("chaos-move")?;
     let ns = &namespace.0;
-    let before = loop_devices()?;
     workload::claim(ns, "data", "Block", "256Mi")?;
     workload::pod(ns, "old", "data", "Block", Some("node3"))?;
     workload::wait_running(ns, "old")?;
-    let device = loop_devices()?
-        .into_iter()
-        .find(|device| !before.contains(device))
-        .context("the attachment's loop device")?;
+    let device = loop_device(ns, "data")?;
     let write = |pod: &str, fill: &str| {
         let script = format!(
             "head -c 4194304 /dev/zero | tr '\\0' {fill} | dd of=/dev/data oflag=direct bs=1M \

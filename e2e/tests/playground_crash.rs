@@ -182,6 +182,7 @@ fn fio_over_nbd_does_not_notice_a_killed_leader() -> Result<()> {
                     "--verify=crc32c",
                     "--verify_backlog=512",
                     "--verify_fatal=1",
+                    "--verify_state_save=0",
                 ],
             )
         });

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use curve_e2e::playground::{Directory, Playground, binary};
+use curve_e2e::playground::{Directory, Playground, binary, run};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,6 +65,25 @@ fn garbage_on_every_port_is_refused_and_disturbs_nobody() -> Result<()> {
     playground.wait_healthy(PATIENCE)?;
     let socket = directory.path.join("nbd.sock");
     let _export = playground.export("data", &socket)?;
+    playground.stop()
+}
+
+#[test]
+fn every_process_serves_its_metrics_to_the_clusters_certificate() -> Result<()> {
+    let directory = Directory::create("metrics")?;
+    let playground = Playground::start_small(&directory)?;
+    let tls = playground.dir().join("tls/admin");
+    let file = |name: &str| tls.join(name).display().to_string();
+    let (certificate, key) = (file("tls.crt"), file("tls.key"));
+    let ports = ports(&playground)?;
+    let metrics: Vec<_> = ports.iter().filter(|(name, _)| name.ends_with("metrics")).collect();
+    ensure!(metrics.len() == 6, "{metrics:?}");
+    for (name, port) in metrics {
+        let url = format!("https://127.0.0.1:{port}/metrics");
+        // Addresses are not in certificates, roles are: curl cannot check those.
+        let text = run("curl", &["-fsSk", "--cert", &certificate, "--key", &key, &url])?;
+        ensure!(text.contains("# TYPE curve_") && text.ends_with("# EOF\n"), "{name}: {text}");
+    }
     playground.stop()
 }
 

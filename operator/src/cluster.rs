@@ -12,6 +12,7 @@ pub mod status;
 pub mod teardown;
 pub mod validate;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use names::{ClusterKey, FINALIZER, LABEL_HOSTNAME, MDS_GRPC_PORT};
 use placement::{Bindings, plan_placement};
 use rollout::RolloutStep;
 use status::{Notice, StatusInputs};
-use validate::{ValidatedCluster, ValidatedStorage};
+use validate::{ValidatedCluster, ValidatedSet, ValidatedStorage};
 
 /// Time between two looks at a cluster in which nothing changes in Kubernetes.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -131,11 +132,18 @@ async fn converge(
     if ensure_default_pool(context.api.as_ref(), &target, &engine, observed).await {
         engine = ask_engine(context.api.as_ref(), &target).await;
     }
-    let (bindings, shortages) = place(validated, observed);
-    let objects =
-        build_objects(validated, observed, old, &credentials, &engine, &bindings, context);
-    apply::free_released_volumes(client, &observed.volumes).await?;
-    apply::apply(client, objects, &observed.connections).await?;
+    let mut shortages = Vec::new();
+    if let Some(ordinal) = stranded_mds(validated, observed, &engine) {
+        // Nothing is applied meanwhile: that would bring the volume back where it was.
+        replace_mds(cluster, validated, observed, ordinal, context).await?;
+    } else {
+        let bindings;
+        (bindings, shortages) = place(validated, observed);
+        let objects =
+            build_objects(validated, observed, old, &credentials, &engine, &bindings, context);
+        apply::free_released_volumes(client, &observed.volumes).await?;
+        apply::apply(client, objects, &observed.connections).await?;
+    }
     let sets = read_back(client, &key, validated).await?;
     let now = Timestamp::now();
     let mut rollout = rollout::plan_rollout(&sets, &observed.pods, &engine, now);
@@ -158,6 +166,57 @@ async fn converge(
     Ok(Action::requeue(if settled { LOOK_AGAIN } else { LOOK_AGAIN_SOON }))
 }
 
+/// The node of an MDS is gone for good, its peers can do without it, and another node is free.
+fn stranded_mds(validated: &ValidatedCluster, observed: &Observed, engine: &Engine) -> Option<u32> {
+    let engine = engine.as_ref().ok()?;
+    let set = &validated.mds;
+    if !matches!(set.storage, ValidatedStorage::HostPath { .. }) {
+        return None;
+    }
+    let bound = bound_of(validated, set, &observed.bound_nodes());
+    let (patience, now) = (validated.out_after, Timestamp::now());
+    let ordinal = placement::stranded(set, &bound, &observed.nodes, patience, now)?;
+    let name = validated.pod_name(set, ordinal);
+    // All others must be up: the quorum must not depend on the one that starts from nothing.
+    let only_this_is_down = engine.mds.iter().all(|mds| mds.up != (mds.name == name));
+    (engine.mds.len() as u32 == set.count && only_this_is_down).then_some(ordinal)
+}
+
+/// Gives up the data of an MDS: the pod starts anew, empty, on a node that `place` chooses once
+/// its old volume is gone.
+async fn replace_mds(
+    cluster: &CurveCluster,
+    validated: &ValidatedCluster,
+    observed: &Observed,
+    ordinal: u32,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let set = &validated.mds;
+    let pod = validated.pod_name(set, ordinal);
+    let volume = validated.volume_name(set, ordinal);
+    let there = observed.volumes.iter().find(|there| there.name_any() == volume);
+    if there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
+        let node = observed.bound_nodes().remove(&volume).unwrap_or_default();
+        let message = format!("{node} is gone: {pod} starts anew on another node");
+        let notice = Notice::normal("MdsReplaced", message);
+        context.publish(&cluster.object_ref(&()), "Reconcile", &[notice]).await;
+    }
+    let claim = validated.claim_name(set, ordinal);
+    Ok(apply::abandon(&context.client, &validated.namespace, &pod, &claim, &volume).await?)
+}
+
+fn bound_of(
+    validated: &ValidatedCluster,
+    set: &ValidatedSet,
+    bound_nodes: &BTreeMap<String, String>,
+) -> Bindings {
+    let bound = (0..set.count).filter_map(|ordinal| {
+        let node = bound_nodes.get(&validated.volume_name(set, ordinal))?;
+        Some((ordinal, node.clone()))
+    });
+    bound.collect()
+}
+
 /// Binds pods with local storage to nodes; per set its bindings, and what is missing.
 fn place(validated: &ValidatedCluster, observed: &Observed) -> (Vec<Bindings>, Vec<String>) {
     let bound_nodes = observed.bound_nodes();
@@ -166,12 +225,7 @@ fn place(validated: &ValidatedCluster, observed: &Observed) -> (Vec<Bindings>, V
         if !matches!(set.storage, ValidatedStorage::HostPath { .. }) {
             return Bindings::new();
         }
-        let bound = (0..set.count)
-            .filter_map(|ordinal| {
-                let node = bound_nodes.get(&validated.volume_name(set, ordinal))?;
-                Some((ordinal, node.clone()))
-            })
-            .collect();
+        let bound = bound_of(validated, set, &bound_nodes);
         let placement = plan_placement(set, &bound, &observed.nodes);
         shortages.extend(placement.shortage);
         placement.bindings

@@ -54,6 +54,12 @@ pub fn check(paths: &Paths) -> Result<Vec<Outcome>> {
                 .args(["clippy", "--workspace", "--all-targets", "--"])
                 .args(["-D", "warnings"]),
         ),
+        part(
+            paths,
+            "crds drift",
+            // As the unit tests are built: nothing is compiled for this alone.
+            cargo(paths).args(["test", "--workspace", "--exclude", "curve-e2e", "--test", "crds"]),
+        ),
     ];
     let deny = cargo_deny(paths)?;
     outcomes.push(part(

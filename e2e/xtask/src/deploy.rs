@@ -1,5 +1,6 @@
 //! Puts Curve on a cluster: build, image, chart, and the two examples the README shows.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -18,6 +19,10 @@ use crate::tools::Tools;
 pub const RELEASE_NAMESPACE: &str = "curve-system";
 /// Three MDS and three chunkservers from nothing, on two busy cores.
 const READY_LIMIT: Duration = Duration::from_secs(600);
+/// What `examples/block-pvc.yaml` runs on the local cluster.
+pub const EXAMPLE_IMAGE: &str = "localhost/curve-test:dev";
+/// Stands where a registry's host does in the names of images that are loaded by hand.
+const LOCAL_REGISTRY: &str = "localhost";
 const POD_LIMIT: Duration = Duration::from_secs(300);
 
 /// A cluster's API, ours or the user's.
@@ -132,7 +137,7 @@ pub fn install_chart(
 ) -> Result<()> {
     let chart = paths.repo.join("charts/curve");
     // Helm installs a chart's CRDs once and never updates them.
-    apply(paths, api, "charts/curve/crds")?;
+    apply(api, &paths.repo.join("charts/curve/crds"))?;
     let (repository, tag) = image.rsplit_once(':').context("the image has no tag")?;
     let mut helm = api.command(&api.helm);
     helm.args(["upgrade", "--install", "curve"])
@@ -159,7 +164,7 @@ pub fn install_chart(
 pub fn create_cluster(paths: &Paths, api: &Api, step: &mut Step) -> Result<()> {
     let present = api.get(&["curveclusters", "--all-namespaces"])?;
     if present["items"].as_array().is_none_or(Vec::is_empty) {
-        apply(paths, api, "examples/cluster.yaml")?;
+        apply(api, &paths.repo.join("examples/cluster.yaml"))?;
     }
     let result = wait_until("waiting for the CurveCluster", READY_LIMIT, || {
         let list = api.get(&["curveclusters", "--all-namespaces"])?;
@@ -199,8 +204,13 @@ fn describe_cluster(cluster: &Value) -> String {
 }
 
 /// Applies `examples/block-pvc.yaml` and waits until its pod says that it read what it wrote.
-pub fn write_from_a_pod(paths: &Paths, api: &Api, step: &mut Step) -> Result<String> {
-    let applied = apply(paths, api, "examples/block-pvc.yaml")?;
+pub fn write_from_a_pod(paths: &Paths, api: &Api, image: &str, step: &mut Step) -> Result<String> {
+    let example = fs::read_to_string(paths.repo.join("examples/block-pvc.yaml"))
+        .context("read examples/block-pvc.yaml")?;
+    let manifest = example.replace(EXAMPLE_IMAGE, image);
+    let file = paths.cache.join("block-pvc.yaml");
+    fs::write(&file, manifest).with_context(|| format!("write {}", file.display()))?;
+    let applied = apply(api, &file)?;
     let pod = applied.lines().find(|name| name.starts_with("pod/"));
     let pod = pod.context("examples/block-pvc.yaml has no pod")?;
     let result = wait_until("waiting for the example's pod", POD_LIMIT, || {
@@ -229,10 +239,9 @@ fn pod_events(api: &Api, pod: &str) -> String {
 }
 
 /// Names of what was applied, one a line.
-fn apply(paths: &Paths, api: &Api, file: &str) -> Result<String> {
-    let path = paths.repo.join(file);
-    let path = path.to_str().context("the checkout's path is not UTF-8")?;
-    api.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", path, "-o", "name"])
+fn apply(api: &Api, file: &Path) -> Result<String> {
+    let path = file.to_str().context("the path of a manifest is not UTF-8")?;
+    api.kubectl(&["apply", "--server-side", "--force-conflicts", "-o", "name", "-f", path])
 }
 
 fn pods(api: &Api, namespace: &str) -> Vec<(String, bool, String)> {
@@ -278,5 +287,16 @@ fn unready_pods(api: &Api, namespace: &str) -> String {
 
 /// What the local cluster changes in the chart: the sidecars are those we built and loaded.
 pub fn local_overrides() -> Vec<String> {
-    vec!["--set-string".into(), "sidecars.registry=localhost".into()]
+    vec!["--set-string".into(), format!("sidecars.registry={LOCAL_REGISTRY}")]
+}
+
+/// The same if that cluster's nodes were given the sidecars by hand, as the local cluster's are.
+pub fn overrides_of(api: &Api) -> Result<Vec<String>> {
+    let nodes = api.get(&["nodes"])?;
+    let nodes = nodes["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let images = nodes.iter().flat_map(|node| node["status"]["images"].as_array()).flatten();
+    let mut names = images.flat_map(|image| image["names"].as_array()).flatten();
+    let sidecar = format!("{LOCAL_REGISTRY}/csi-provisioner:");
+    let there = names.any(|name| name.as_str().is_some_and(|name| name.starts_with(&sidecar)));
+    Ok(if there { local_overrides() } else { Vec::new() })
 }

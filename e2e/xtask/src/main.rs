@@ -84,8 +84,8 @@ enum Commands {
 enum BenchCommand {
     /// A volume of a playground with three chunkservers, through its NBD socket
     Block {
-        /// Where the playground and the raw file live: a real disk; removed at the end
-        #[arg(long, default_value = "/var/tmp/curve-bench")]
+        /// In which the playground and the raw file live for the time of the run: on a real disk
+        #[arg(long, default_value = "/var/tmp")]
         dir: PathBuf,
         #[arg(long, default_value_t = 3)]
         rounds: u32,
@@ -215,7 +215,7 @@ fn bench(command: BenchCommand) -> Result<()> {
     let paths = Paths::from_env()?;
     let binaries =
         Progress::new(1).stage("Curve from source", |step| deploy::build(&paths, !debug, step))?;
-    block::run(&block::Options {
+    block::run(block::Options {
         dir,
         rounds,
         seconds,

@@ -27,6 +27,7 @@ const PACKAGES: &[&str] = &[
     "mmdebstrap",
     "pkg-config",
     // tests and benchmarks of the engine over NBD and FUSE
+    "curl",
     "fio",
     "fuse3",
     "libnbd-bin",

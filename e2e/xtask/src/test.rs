@@ -145,7 +145,16 @@ impl Run {
         self.count_one(&outcome);
         self.outcomes.push(outcome);
         if let Ok(cluster) = ready {
+            let before = self.totals;
             self.run_on(&cluster, &targets, filter)?;
+            if let Some(name) = name
+                && self.totals == before
+            {
+                let failure = Some(format!("no end-to-end test and no file of them has {name:?}"));
+                let outcome = Outcome { name: name.into(), elapsed: Duration::ZERO, failure };
+                self.count_one(&outcome);
+                self.outcomes.push(outcome);
+            }
         }
         self.remove_cluster_in_ci()
     }

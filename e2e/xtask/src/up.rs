@@ -34,7 +34,7 @@ pub fn up(options: &UpOptions) -> Result<()> {
 fn up_here(options: &UpOptions) -> Result<()> {
     let _lock = ClusterLock::take()?;
     let paths = Paths::from_env()?;
-    let mut progress = Progress::new(9);
+    let mut progress = Progress::new(8);
     let cluster = start_cluster(&paths, options.nodes, &mut progress)?;
     deploy_all(&cluster, options.release, &mut progress)?;
     print_next_steps(&progress, "eval \"$(cargo xtask cluster env)\"");
@@ -51,7 +51,7 @@ pub fn start_cluster(paths: &Paths, nodes: u8, progress: &mut Progress) -> Resul
     Ok(cluster)
 }
 
-/// Six stages, and what the example's pod said at the end of the last one.
+/// Five stages, and what the example's pod said at the end of the last one.
 pub fn deploy_all(cluster: &Cluster, release: bool, progress: &mut Progress) -> Result<()> {
     let paths = &cluster.paths;
     let tools = Tools::ensure(paths, &mut crate::progress::Step::quiet(), &[])?;
@@ -65,7 +65,7 @@ pub fn deploy_all(cluster: &Cluster, release: bool, progress: &mut Progress) -> 
         .stage("chart", |step| deploy::install_chart(paths, &api, &image.name, &overrides, step))?;
     progress.stage("CurveCluster", |step| deploy::create_cluster(paths, &api, step))?;
     let said = progress.stage("a pod that writes and reads back", |step| {
-        deploy::write_from_a_pod(paths, &api, step)
+        deploy::write_from_a_pod(paths, &api, deploy::EXAMPLE_IMAGE, step)
     })?;
     print!("{}", said.lines().map(|line| format!("        {line}\n")).collect::<String>());
     Ok(())
@@ -127,10 +127,13 @@ fn up_elsewhere(options: &UpOptions, kubeconfig: &Path) -> Result<()> {
         }
     };
     ensure!(image.contains(':'), "--image {image} has no tag: write REPOSITORY:TAG");
-    progress.stage("chart", |step| deploy::install_chart(&paths, &api, &image, &[], step))?;
+    let overrides = deploy::overrides_of(&api)?;
+    progress
+        .stage("chart", |step| deploy::install_chart(&paths, &api, &image, &overrides, step))?;
     progress.stage("CurveCluster", |step| deploy::create_cluster(&paths, &api, step))?;
     progress.stage("a pod that writes and reads back", |step| {
-        deploy::write_from_a_pod(&paths, &api, step)
+        // The only image of which that cluster is known to have a copy.
+        deploy::write_from_a_pod(&paths, &api, &image, step)
     })?;
     print_next_steps(&progress, &format!("export KUBECONFIG={}", api.kubeconfig.display()));
     Ok(())

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use k8s_openapi::api::core::v1::{PersistentVolume, Pod, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
-use kube::api::{EvictParams, Patch, PatchParams};
+use kube::api::{DeleteParams, EvictParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +25,8 @@ pub enum ApplyError {
     Foreign { kind: String, name: String, owner: String },
     #[error("free PersistentVolume {name} for its new claim")]
     Free { name: String, source: kube::Error },
+    #[error("delete {kind} {name}")]
+    Delete { kind: String, name: String, source: kube::Error },
     #[error("evict pod {name}")]
     Evict { name: String, source: kube::Error },
     #[error("write the status of {name}")]
@@ -154,6 +156,41 @@ pub async fn evict(client: &Client, namespace: &str, name: &str) -> Result<bool,
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(true),
         Err(kube::Error::Api(status)) if status.code == 429 => Ok(false),
         Err(source) => Err(ApplyError::Evict { name: name.into(), source }),
+    }
+}
+
+/// Gives up a pod with its claim and local volume, wherever they are: its StatefulSet makes it
+/// anew. A claim and a volume go once nothing uses them any more, so this is repeated until then.
+pub async fn abandon(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    claim: &str,
+    volume: &str,
+) -> Result<(), ApplyError> {
+    let background = DeleteParams::background();
+    delete(
+        &Api::<PersistentVolumeClaim>::namespaced(client.clone(), namespace),
+        claim,
+        &background,
+    )
+    .await?;
+    delete(&Api::<PersistentVolume>::all(client.clone()), volume, &background).await?;
+    // The node's kubelet will not confirm it.
+    let now = DeleteParams::background().grace_period(0);
+    delete(&Api::<Pod>::namespaced(client.clone(), namespace), pod, &now).await
+}
+
+async fn delete<K>(api: &Api<K>, name: &str, params: &DeleteParams) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    match api.delete(name, params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(source) => {
+            Err(ApplyError::Delete { kind: K::kind(&()).into_owned(), name: name.into(), source })
+        }
     }
 }
 

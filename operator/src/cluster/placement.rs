@@ -2,11 +2,14 @@
 //!
 //! A binding is for good: the data lies there. So a pod is bound only to a node that is ready
 //! now, nodes that should exist but are not ready are waited for rather than doubled up on, and
-//! bindings made before are never changed.
+//! bindings made before are never changed. One exception: an MDS can start anew anywhere, since it
+//! copies everything from its peers, so it does not have to wait for a node that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
+use k8s_openapi::jiff::Timestamp;
 
 use super::names::{LABEL_HOSTNAME, LABEL_ZONE};
 use super::validate::{SetRole, ValidatedSet};
@@ -46,6 +49,33 @@ pub fn plan_placement(set: &ValidatedSet, bound: &Bindings, nodes: &[Node]) -> S
     let shortage = (placed < set.count).then(|| explain(set, placed, &candidates, nodes));
     bindings.retain(|ordinal, _| *ordinal < placed);
     SetPlacement { bindings, shortage }
+}
+
+/// The first pod of `set` whose node has not been ready for `patience`, or was deleted, while a
+/// node without one is ready.
+pub fn stranded(
+    set: &ValidatedSet,
+    bound: &Bindings,
+    nodes: &[Node],
+    patience: Duration,
+    now: Timestamp,
+) -> Option<u32> {
+    let is_gone = |name: &String| {
+        let node = nodes.iter().find(|node| node.metadata.name.as_ref() == Some(name));
+        node.is_none_or(|node| !is_ready(node) && unready_for(node, now) >= patience)
+    };
+    let (ordinal, _) = bound.iter().find(|(_, node)| is_gone(node))?;
+    let candidates: Vec<Candidate> = nodes.iter().filter_map(|n| candidate(set, n)).collect();
+    best_node(&candidates, bound, per_node_max(set, candidates.len())).map(|_| *ordinal)
+}
+
+/// Since when the node's readiness is what it is; nothing if it never said.
+fn unready_for(node: &Node, now: Timestamp) -> Duration {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let since =
+        conditions.filter(|c| c.type_ == "Ready").filter_map(|c| c.last_transition_time.as_ref());
+    let longest = since.map(|time| now.duration_since(time.0).unsigned_abs()).max();
+    longest.unwrap_or_default()
 }
 
 struct Candidate {

@@ -244,8 +244,9 @@ fn degraded(
         return ConditionState::unknown("MdsUnreachable", "the metadata service does not answer");
     };
     let counts = health::copysets(engine);
-    if status.health == "OK" && status.down.is_empty() && counts.degraded + counts.unavailable == 0
-    {
+    let replaced = health::replaced(engine);
+    let missing = status.down.keys().any(|name| !replaced.contains(name));
+    if status.health == "OK" && !missing && counts.degraded + counts.unavailable == 0 {
         let message = format!(
             "{} copysets are whole, {} chunkservers are up",
             counts.whole,
@@ -255,7 +256,7 @@ fn degraded(
     }
     let reason = match () {
         () if counts.unavailable > 0 => "CopysetsUnavailable",
-        () if !status.down.is_empty() => "ChunkserversDown",
+        () if missing => "ChunkserversDown",
         () if counts.degraded > 0 => "CopysetsDegraded",
         () => "Warning",
     };
@@ -269,7 +270,8 @@ fn describe_damage(
     cluster: &ValidatedCluster,
 ) -> String {
     let mut parts: Vec<String> = Vec::new();
-    for (name, since) in &status.down {
+    let replaced = health::replaced(engine);
+    for (name, since) in status.down.iter().filter(|(name, _)| !replaced.contains(*name)) {
         parts.push(format!("chunkserver {name} is down since {}", clock_time(since.0)));
     }
     let CopysetCounts { whole, degraded, unavailable } = health::copysets(engine);

@@ -216,6 +216,44 @@ async fn too_few_nodes_are_told_and_the_rest_is_still_made() {
 }
 
 #[tokio::test]
+async fn an_mds_whose_node_is_gone_starts_anew_on_a_free_one() {
+    let scene = Scene::new(4);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    scene.reconcile().await;
+    let volume = "/api/v1/persistentvolumes/curve.curve.demo-mds-1";
+    let node_of = |scene: &Scene| {
+        scene.server.get(volume).map(|v| v["metadata"]["annotations"]["curve.io/node"].clone())
+    };
+    let lost = node_of(&scene).expect("bound").as_str().expect("a node").to_owned();
+
+    let path = format!("/api/v1/nodes/{lost}");
+    let mut node = scene.server.get(&path).expect("there");
+    node["status"]["conditions"][0]["status"] = json!("Unknown");
+    node["status"]["conditions"][0]["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
+    scene.server.put(&path, node);
+    let mut two_of_three = engine();
+    two_of_three.mds[1].up = false;
+    two_of_three.mds[2].up = false;
+    scene.serve(two_of_three.clone());
+    scene.reconcile().await;
+    assert!(node_of(&scene).is_some(), "with another MDS down, this one is needed");
+
+    two_of_three.mds[2].up = true;
+    scene.serve(two_of_three);
+    scene.reconcile().await;
+    assert_eq!(node_of(&scene), None);
+    assert_eq!(scene.server.paths("/pods/demo-mds-1"), [] as [&str; 0]);
+    assert_eq!(scene.server.paths("/pods/demo-mds-").len(), 2);
+    scene.reconcile().await;
+    let now = node_of(&scene).expect("bound anew");
+    assert!(now != json!(lost) && now.is_string(), "{now}");
+    // Chunkservers stay: their data was rebuilt elsewhere, or comes back with the node.
+    assert_eq!(scene.server.paths("/persistentvolumes/").len(), 6);
+}
+
+#[tokio::test]
 async fn the_name_of_another_clusters_connection_is_not_taken_over() {
     let scene = Scene::new(3);
     scene.reconcile().await;

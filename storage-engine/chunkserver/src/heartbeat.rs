@@ -74,9 +74,6 @@ fn request(
 }
 
 fn replica(report: &GroupReport) -> ReplicaReport {
-    if let Some(failure) = &report.failure {
-        tracing::error!(copyset = %report.id, failure, "a replica has stopped");
-    }
     let ids = |ids: &std::collections::BTreeSet<DeviceId>| match report.is_leader {
         true => ids.iter().copied().map(id_bytes).collect(),
         false => Vec::new(),

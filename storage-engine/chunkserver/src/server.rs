@@ -46,6 +46,9 @@ pub enum ChunkserverError {
     /// Nothing that the device acknowledged after this can be trusted: the process must end.
     #[error("the device failed")]
     DeviceFailed(#[source] StoreError),
+    /// See `RaftHost::failure`.
+    #[error("the replica of copyset {copyset} stopped: {why}")]
+    ReplicaFailed { copyset: CopysetId, why: String },
 }
 
 /// An open device with its copysets; serves whatever sockets it is given.
@@ -221,6 +224,9 @@ pub async fn serve(
             served.map_err(ChunkserverError::from)
         }
         error = server.device_failure() => Err(ChunkserverError::DeviceFailed(error)),
+        (copyset, why) = server.host().failure() => {
+            Err(ChunkserverError::ReplicaFailed { copyset, why })
+        }
         () = &mut shutdown => Ok(()),
     };
     if let Err(error) = &outcome {

@@ -31,6 +31,8 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Process {
     /// The MDS answers and belongs to a cluster.
+    #[command(after_help = "Example:
+  curve health mds --tls-dir /etc/curve/tls")]
     Mds {
         #[arg(long, value_name = "DIR")]
         tls_dir: PathBuf,
@@ -38,6 +40,8 @@ enum Process {
         address: String,
     },
     /// The chunkserver answers at its metrics port.
+    #[command(after_help = "Example:
+  curve health chunkserver --tls-dir /etc/curve/tls")]
     Chunkserver {
         #[arg(long, value_name = "DIR")]
         tls_dir: PathBuf,
@@ -45,6 +49,8 @@ enum Process {
         address: String,
     },
     /// The agent answers at its socket.
+    #[command(after_help = "Example:
+  curve health agent")]
     Agent {
         #[arg(long, value_name = "PATH", default_value = "/run/curve/agent.sock")]
         socket: PathBuf,

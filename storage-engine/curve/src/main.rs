@@ -15,7 +15,8 @@ mod volume;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::cluster::NoCluster;
 use crate::output::print_error;
@@ -28,7 +29,8 @@ const USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(name = "curve", version, propagate_version = true)]
 #[command(after_help = "Example:
-  curve playground start --dir /var/tmp/curve &
+  curve playground start --dir /var/tmp/curve > /tmp/playground.json &
+  until grep -s '\"ready\":true' /tmp/playground.json; do sleep 1; done
   export CURVE_CONFIG=/var/tmp/curve/client.toml
   curve volume create data --size 1Gi
   curve volume export data --nbd unix:/tmp/data.sock")]
@@ -58,6 +60,10 @@ enum Command {
     Pool(pool::Args),
     /// Say how the cluster is.
     Status(status::Args),
+    /// Print the completion script of a shell.
+    #[command(after_help = "Example:
+  source <(curve completion bash)")]
+    Completion { shell: Shell },
 }
 
 fn main() -> ExitCode {
@@ -77,6 +83,10 @@ fn main() -> ExitCode {
         Command::Volume(args) => volume::run(args),
         Command::Pool(args) => pool::run(args),
         Command::Status(args) => status::run(args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "curve", &mut std::io::stdout());
+            Ok(())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,5 +95,23 @@ fn main() -> ExitCode {
             let usage = error.is::<NoCluster>() || error.is::<BadPlan>();
             if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_an_example_in_its_help() {
+        fn check(command: &mut clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example:\n  "), "{path}:\n{help}");
+            for verb in command.get_subcommands_mut().filter(|verb| verb.get_name() != "help") {
+                check(verb, &path);
+            }
+        }
+        check(&mut Cli::command(), "");
     }
 }

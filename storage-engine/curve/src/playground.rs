@@ -30,7 +30,8 @@ const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:
-  curve playground start --dir /var/tmp/curve &
+  curve playground start --dir /var/tmp/curve > /tmp/playground.json &
+  until grep -s '\"ready\":true' /tmp/playground.json; do sleep 1; done
   export CURVE_CONFIG=/var/tmp/curve/client.toml
   curve status")]
 pub struct Args {
@@ -42,6 +43,8 @@ pub struct Args {
 enum Verb {
     /// Run until SIGTERM; print one line of JSON when volumes can be used. Started again on the
     /// same directory it has all data.
+    #[command(after_help = "Example:
+  curve playground start --dir /var/tmp/curve --chunkservers 4")]
     Start(StartArgs),
 }
 

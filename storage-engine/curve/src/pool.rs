@@ -26,6 +26,8 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Make a pool.
+    #[command(after_help = "Example:
+  curve pool create fast --replicas 3 --failure-domain zone --device-class nvme")]
     Create {
         name: String,
         /// Copies of each block; at least 3.
@@ -39,8 +41,12 @@ enum Verb {
         device_class: String,
     },
     /// List all pools.
+    #[command(after_help = "Example:
+  curve pool list")]
     List,
     /// Delete a pool without volumes.
+    #[command(after_help = "Example:
+  curve pool delete fast")]
     Delete { name: String },
 }
 

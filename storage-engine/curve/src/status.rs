@@ -75,11 +75,12 @@ fn pool_line(status: &proto::PoolStatus) -> String {
     let pool = status.pool.clone().unwrap_or_default();
     let percent = (status.provisioned * 100).checked_div(status.logical_capacity).unwrap_or(0);
     format!(
-        "pool       {}  replicas {} by {}   {} logical  {} in volumes  ({percent} %)",
+        "pool       {}  replicas {} by {}   {} logical  {} used  {} in volumes  ({percent} %)",
         pool.name,
         pool.replicas,
         domain_name(pool.failure_domain),
         ByteSize(status.logical_capacity),
+        ByteSize(status.used / u64::from(pool.replicas.max(1))),
         ByteSize(status.provisioned),
     )
 }

@@ -32,6 +32,8 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Make a volume; done if there is one of that name, pool and size.
+    #[command(after_help = "Example:
+  curve volume create data --size 10Gi")]
     Create {
         name: String,
         /// For example 512Mi or 10Gi.
@@ -41,10 +43,16 @@ enum Verb {
         pool: String,
     },
     /// List all volumes.
+    #[command(after_help = "Example:
+  curve volume list -o json | jq -r .[].name")]
     List,
     /// Show one volume.
+    #[command(after_help = "Example:
+  curve volume show data")]
     Show { name: String },
     /// Grow a volume. Its device on this machine grows, too.
+    #[command(after_help = "Example:
+  curve volume resize data --size 20Gi")]
     Resize {
         name: String,
         /// The new size; not below the present one.
@@ -54,6 +62,8 @@ enum Verb {
         state: attach::StateArgs,
     },
     /// Delete a volume and its data; done if there is none of that name.
+    #[command(after_help = "Example:
+  curve volume delete data")]
     Delete { name: String },
     /// Serve a volume over NBD until SIGTERM.
     #[command(after_help = "Example:
@@ -68,6 +78,8 @@ enum Verb {
         mode: Mode,
     },
     /// Make a block device of a volume on this machine, and print it. Needs root.
+    #[command(after_help = "Example:
+  device=$(curve volume attach data) && mkfs.ext4 $device")]
     Attach {
         name: String,
         #[command(flatten)]
@@ -76,6 +88,8 @@ enum Verb {
         state: attach::StateArgs,
     },
     /// Take the block device away.
+    #[command(after_help = "Example:
+  curve volume detach data")]
     Detach {
         name: String,
         #[command(flatten)]

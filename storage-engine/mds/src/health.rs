@@ -160,7 +160,8 @@ fn down_message(scene: Scene<'_>) -> Option<String> {
         .collect();
     if !stuck.is_empty() {
         message.push_str(&format!(
-            "; no other chunkserver can take the replicas of {}: add one or bring it back",
+            "; no other chunkserver can take the replicas of {}, for lack of room or of another \
+             failure domain: add one or bring it back",
             stuck.join(", ")
         ));
     }

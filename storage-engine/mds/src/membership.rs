@@ -6,7 +6,7 @@
 //! it, do the same. In every other case a blank process asks the leader to let it take its
 //! namesake's place: as a learner, then as a voter once it has caught up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use curve_raft::{ChangeError, GroupReport, HostError, RaftHost};
@@ -191,9 +191,10 @@ pub async fn take_in(node: &Node, name: &str, id: DeviceId) -> Result<ClusterId,
             tracing::info!(mds = name, device = %id, "added as a learner");
         }
         let report = wait_caught_up(node, id).await?;
-        let mut voters = report.voters.clone();
-        voters.remove(&old);
-        voters.insert(id);
+        let voters = {
+            let name_of = |voter| node.peers.name_of(voter);
+            voters_with(&report.voters, (name, id), &node.state.read().members, name_of)
+        };
         change(node, &report, voters, BTreeSet::new()).await?;
         tracing::info!(mds = name, device = %id, replaced = %old, "made a voter");
     }
@@ -202,6 +203,22 @@ pub async fn take_in(node: &Node, name: &str, id: DeviceId) -> Result<ClusterId,
         node.command(Kind::ReplaceMds(member)).await?;
     }
     Ok(cluster)
+}
+
+/// The voters once `id` has the place of `name`. Of the present ones only those of other names
+/// stay, as recorded or, before `ReplaceMds` is, as the process said itself. That leaves out more
+/// than the recorded member of the name if a leader made an earlier newcomer a voter and was lost
+/// before it recorded that: dead, it would count against every quorum for good.
+fn voters_with(
+    present: &BTreeSet<DeviceId>,
+    (name, id): (&str, DeviceId),
+    members: &BTreeMap<String, DeviceId>,
+    name_of: impl Fn(DeviceId) -> Option<String>,
+) -> BTreeSet<DeviceId> {
+    let recorded = |voter| members.iter().any(|(other, id)| other != name && *id == voter);
+    let said = |voter| name_of(voter).is_some_and(|other| other != name);
+    let stays = |voter: &DeviceId| recorded(*voter) || said(*voter);
+    present.iter().copied().filter(stays).chain([id]).collect()
 }
 
 fn own_report(node: &Node) -> Result<GroupReport, Status> {

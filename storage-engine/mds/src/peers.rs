@@ -24,7 +24,7 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A join waits for the newcomer to catch up.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// A peer that was silent for so long is down.
-const PEER_DOWN_AFTER: Duration = Duration::from_secs(4);
+pub const PEER_DOWN_AFTER: Duration = Duration::from_secs(4);
 
 pub struct Peers {
     /// Name of this process.
@@ -68,6 +68,11 @@ impl Peers {
                 .and_then(|endpoint| endpoint.tls_config(tls::client_config(identity, Role::Mds)))
                 .map_err(error)?
                 .connect_timeout(DESCRIBE_TIMEOUT)
+                // A peer that was cut off may be back at another address while the connection to
+                // the former one stays open, with nobody at its end.
+                .http2_keep_alive_interval(POLL_INTERVAL)
+                .keep_alive_timeout(DESCRIBE_TIMEOUT)
+                .keep_alive_while_idle(true)
                 .connect_lazy();
             let member = Member { raft: peer.raft.clone(), client: MdsPeerClient::new(channel) };
             members.insert(peer.name.clone(), member);

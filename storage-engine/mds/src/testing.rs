@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct Solo {
     device: DeviceId,
     state: SharedState,
     leadership: watch::Sender<Leadership>,
+    /// Leads as far as it knows, but no quorum confirms it.
+    cut_off: AtomicBool,
     /// One command after the other, as a log would have them.
     order: Mutex<()>,
 }
@@ -48,6 +51,7 @@ impl Replication for Solo {
 
     async fn read_barrier(&self) -> Result<(), ReadError> {
         match self.leadership.borrow().is_leader {
+            true if self.cut_off.load(Ordering::Relaxed) => Err(ReadError::NoQuorum),
             true => Ok(()),
             false => Err(ReadError::NotLeader { leader: None }),
         }
@@ -114,6 +118,7 @@ impl TestMds {
             device,
             state: state.clone(),
             leadership: watch::Sender::new(leads),
+            cut_off: AtomicBool::new(false),
             order: Mutex::new(()),
         });
         let peer = Peer {
@@ -158,6 +163,11 @@ impl TestMds {
             .leadership
             .send_modify(|now| *now = Leadership { term: now.term + 1, is_leader: true, ..*now });
         self.wait_leading().await;
+    }
+
+    /// From now on no quorum confirms that it leads.
+    pub fn cut_off(&self) {
+        self.solo.cut_off.store(true, Ordering::Relaxed);
     }
 
     pub fn channel(&self, role: Role, name: &str) -> Channel {

@@ -23,7 +23,7 @@ use crate::peers::Peers;
 use crate::replica::{Machine, Replica, SnapshotData};
 use crate::room::LogRoom;
 use crate::snapshot::{Receiver, Target};
-use crate::types::{LeaderId, Membership, NodeId, SnapshotMeta, Types, Vote};
+use crate::types::{LeaderId, Membership, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
 use crate::{GroupReport, Leadership, ReadPolicy, SnapshotSink, Timing};
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -127,11 +127,11 @@ impl GroupCore {
 
     pub fn report(&self) -> GroupReport {
         let m = self.look(RaftMetrics::clone);
-        let is_leader = m.state == ServerState::Leader;
-        let committed = m.committed_membership_config.log_id().as_ref().map(|id| id.index);
+        let is_leader = leads(&m);
+        let committed = &m.committed_membership_config;
         let effective = &m.membership_config;
-        let membership = effective.membership();
-        let members = || membership.nodes().map(|(id, _)| *id);
+        let shown = shown_config(&m).membership();
+        let members = || effective.membership().nodes().map(|(id, _)| *id);
         let me = self.node();
         let replication = m.replication.as_ref().filter(|_| is_leader);
         let caught_up = |id: &NodeId| {
@@ -155,11 +155,11 @@ impl GroupCore {
             is_leader,
             applied: m.last_applied.map(|id| id.index),
             last: m.last_log_index,
-            config_index: committed,
-            changing: membership.get_joint_config().len() > 1
-                || effective.log_id() != m.committed_membership_config.log_id(),
-            voters: membership.voter_ids().map(|id| id.0).collect(),
-            learners: membership.learner_ids().map(|id| id.0).collect(),
+            config_index: committed.log_id().as_ref().map(|id| id.index),
+            changing: shown.get_joint_config().len() > 1
+                || effective.log_id() != committed.log_id(),
+            voters: shown.voter_ids().map(|id| id.0).collect(),
+            learners: shown.learner_ids().map(|id| id.0).collect(),
             caught_up: members().filter(caught_up).map(|id| id.0).collect(),
             reachable: members().filter(reachable).map(|id| id.0).collect(),
             failure: m.running_state.err().map(|error| error.to_string()),
@@ -168,6 +168,23 @@ impl GroupCore {
 
     pub fn members(&self) -> BTreeSet<DeviceId> {
         self.look(|m| m.membership_config.membership().nodes().map(|(id, _)| id.0).collect())
+    }
+}
+
+/// Whether this replica leads and has applied the first entry of its term. Before that it may not
+/// know yet that a change of its predecessor's is committed.
+fn leads(m: &RaftMetrics) -> bool {
+    let leader = m.vote.leader_id;
+    m.state == ServerState::Leader && m.last_applied.is_some_and(|id| id.leader_id == leader)
+}
+
+/// The members to report: those of the committed configuration, as its index says. One that is not
+/// committed may be taken back, and until it is committed the one before is what counts. A group
+/// that is just being formed shows its first, which has none before it.
+fn shown_config(m: &RaftMetrics) -> &StoredMembership {
+    match m.committed_membership_config.log_id() {
+        Some(_) => &m.committed_membership_config,
+        None => &m.membership_config,
     }
 }
 
@@ -199,5 +216,52 @@ impl Target for GroupCore {
         let snapshot = openraft::Snapshot { meta, snapshot };
         let installed = self.raft.install_full_snapshot(vote, snapshot).await;
         installed.map(|response| response.vote).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LogId;
+
+    fn id(index: u64) -> LogId {
+        LogId { leader_id: LeaderId { term: 1, node_id: NodeId::from(1) }, index }
+    }
+
+    fn config(index: u64, configs: &[&[u64]]) -> Arc<StoredMembership> {
+        let set = |numbers: &&[u64]| numbers.iter().map(|n| NodeId::from(*n)).collect();
+        let configs = configs.iter().map(set).collect::<Vec<BTreeSet<_>>>();
+        let members = Membership::new_with_defaults(configs, []);
+        Arc::new(StoredMembership::new(Some(id(index)), members))
+    }
+
+    #[test]
+    fn a_configuration_is_reported_only_once_it_is_committed() {
+        let mut metrics = RaftMetrics::new_initial(NodeId::from(1));
+        let voters = |metrics: &RaftMetrics| -> Vec<NodeId> {
+            shown_config(metrics).membership().voter_ids().collect()
+        };
+        let nodes =
+            |numbers: &[u64]| -> Vec<_> { numbers.iter().map(|n| NodeId::from(*n)).collect() };
+        metrics.membership_config = config(0, &[&[1, 2, 3]]);
+        assert_eq!(voters(&metrics), nodes(&[1, 2, 3]), "the group is being formed");
+        // 3 is about to leave, yet a quorum may still need it.
+        metrics.committed_membership_config = config(5, &[&[1, 2, 3], &[1, 2, 4]]);
+        metrics.membership_config = config(6, &[&[1, 2, 4]]);
+        assert_eq!(voters(&metrics), nodes(&[1, 2, 3, 4]));
+        metrics.committed_membership_config = metrics.membership_config.clone();
+        assert_eq!(voters(&metrics), nodes(&[1, 2, 4]));
+    }
+
+    #[test]
+    fn a_leader_reports_as_such_once_it_has_applied_an_entry_of_its_own() {
+        let mut metrics = RaftMetrics::new_initial(NodeId::from(1));
+        metrics.state = ServerState::Leader;
+        metrics.vote = Vote { leader_id: id(0).leader_id, committed: true };
+        let before = LeaderId { term: 0, node_id: NodeId::from(2) };
+        metrics.last_applied = Some(LogId { leader_id: before, index: 6 });
+        assert!(!leads(&metrics));
+        metrics.last_applied = Some(id(7));
+        assert!(leads(&metrics));
     }
 }

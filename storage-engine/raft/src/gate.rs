@@ -50,7 +50,11 @@ impl Gate {
 
     /// How long this replica must still stand by whatever leader it has.
     pub fn hold_left(&self, now: Instant) -> Duration {
-        let since = self.lock().heard.map_or(self.started, |heard| heard.max(self.started));
+        self.left(&self.lock(), now)
+    }
+
+    fn left(&self, state: &State, now: Instant) -> Duration {
+        let since = state.heard.map_or(self.started, |heard| heard.max(self.started));
         self.hold.saturating_sub(now.saturating_duration_since(since))
     }
 
@@ -63,8 +67,7 @@ impl Gate {
     /// followed by `reinstate` once the vote is decided.
     pub fn depose(&self, leader: LeaderId, now: Instant) -> bool {
         let mut state = self.lock();
-        let since = state.heard.map_or(self.started, |heard| heard.max(self.started));
-        if now.saturating_duration_since(since) < self.hold {
+        if !self.left(&state, now).is_zero() {
             return false;
         }
         match &mut state.deposed {

@@ -17,7 +17,7 @@ use crate::ReadPolicy;
 use crate::core::{CAUGHT_UP_LAG, GroupCore, elapsed};
 use crate::types::{NodeId, Proposal};
 
-mod change;
+pub(crate) mod change;
 
 /// A proposal without an answer for this long has an unknown outcome.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -233,7 +233,8 @@ impl GroupHandle {
 
     /// Makes `voters` and `learners` the whole configuration, if the committed one is still that
     /// of log index `expected_config_index`. A new voter must already be a caught-up learner.
-    /// Returns the log index of the new configuration.
+    /// Returns the log index of the new configuration. What an error or a caller that did not wait
+    /// leaves half done, the leader finishes by itself; until then the answer is `InProgress`.
     pub async fn change_membership(
         &self,
         expected_config_index: u64,

@@ -74,6 +74,8 @@ struct Host {
     changing: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
     closing: AtomicBool,
+    /// The first replica that failed, and why.
+    failed: watch::Sender<Option<(CopysetId, String)>>,
 }
 
 /// All groups of one process. Cheap to clone. Stop it with `shutdown`.
@@ -155,6 +157,7 @@ impl RaftHost {
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
             closing: AtomicBool::new(false),
+            failed: watch::Sender::default(),
         });
         for group in options.recovered {
             let core = host.start_group(group).await?;
@@ -219,10 +222,7 @@ impl RaftHost {
         };
         self.host.shared.metrics.groups.dec();
         core.stop().await;
-        let (done, removed) = oneshot::channel();
-        self.host.shared.store.remove_group(id, Box::new(|result| drop(done.send(result))))?;
-        removed.await.map_err(|_| HostError::ShuttingDown)??;
-        Ok(())
+        self.host.forget(id).await
     }
 
     pub fn group(&self, id: CopysetId) -> Option<GroupHandle> {
@@ -239,6 +239,19 @@ impl RaftHost {
         match self.host.get(CopysetId(request.frame.header.group)) {
             Some(core) => core.on_frame(device, request.frame, replier),
             None => refuse(replier, Refusal::NoGroup),
+        }
+    }
+
+    /// Resolves when a replica has stopped for good without having been asked to: which, and why.
+    /// Its process should end: entries that are never applied are never purged, and in the end
+    /// they fill the log that all replicas of the device share.
+    pub async fn failure(&self) -> (CopysetId, String) {
+        let mut failed = self.host.failed.subscribe();
+        loop {
+            if let Some(failure) = failed.borrow_and_update().clone() {
+                return failure;
+            }
+            failed.changed().await.expect("this host has the sender");
         }
     }
 
@@ -299,17 +312,15 @@ impl Host {
         if self.closing.load(Ordering::Acquire) {
             return Err(HostError::ShuttingDown);
         }
+        if self.shared.store.group(id).is_some() {
+            // Left by a call that was cancelled, or a removal that failed: its log and data are
+            // not those of an empty replica.
+            self.forget(id).await?;
+        }
         let (done, durable) = oneshot::channel();
-        let group = match self.shared.store.group(id) {
-            // Left by an earlier call that was cancelled.
-            Some(group) => group,
-            None => {
-                let done = Box::new(|result| drop(done.send(result)));
-                let group = self.shared.store.create_group(id, done)?;
-                durable.await.map_err(|_| HostError::ShuttingDown)??;
-                group
-            }
-        };
+        let done = Box::new(|result| drop(done.send(result)));
+        let group = self.shared.store.create_group(id, done)?;
+        durable.await.map_err(|_| HostError::ShuttingDown)??;
         let recovered = RecoveredGroup {
             vote: group.vote(),
             log_state: group.log_state(),
@@ -320,6 +331,14 @@ impl Host {
         let core = self.start_group(recovered).await?;
         self.insert(core.clone());
         Ok(core)
+    }
+
+    /// Removes what the store has of a replica that is not running.
+    async fn forget(&self, id: CopysetId) -> Result<(), HostError> {
+        let (done, removed) = oneshot::channel();
+        self.shared.store.remove_group(id, Box::new(|result| drop(done.send(result))))?;
+        removed.await.map_err(|_| HostError::ShuttingDown)??;
+        Ok(())
     }
 
     async fn start_group(&self, found: RecoveredGroup) -> Result<Arc<GroupCore>, HostError> {
@@ -364,7 +383,18 @@ impl Host {
             tasks: Mutex::default(),
         });
         core.spawn(serve_appends(raft, deliveries));
-        core.spawn(follow_leadership(core.clone()));
+        core.spawn(attend(core.clone(), self.failed.clone()));
         Ok(core)
     }
+}
+
+/// Follows a group until its Raft ends. Who asks for that ends this task first (`GroupCore::stop`),
+/// so an end that is seen here is a failure.
+async fn attend(core: Arc<GroupCore>, failed: watch::Sender<Option<(CopysetId, String)>>) {
+    follow_leadership(core.clone()).await;
+    let why = core.look(|m| m.running_state.as_ref().err().map(ToString::to_string));
+    let why = why.unwrap_or_else(|| "Raft panicked".to_owned());
+    failed.send_modify(|first| {
+        first.get_or_insert((core.id, why));
+    });
 }

@@ -16,7 +16,7 @@ use crate::wal::queue::Queue;
 use crate::wal::ring::Ring;
 use crate::wal::space::{Purpose, WalSpace};
 use crate::wal::writer::WriterStats;
-use crate::{LogPosition, StoreError, StoreOptions, Superblock};
+use crate::{LogPosition, StoreError, StoreOptions, Superblock, Usage};
 
 type Pressure = Box<dyn Fn() + Send + Sync>;
 
@@ -29,7 +29,8 @@ pub(crate) struct Core {
     pub queue: Queue,
     pub data: Arc<DataArea>,
     pub groups: RwLock<BTreeMap<CopysetId, Arc<GroupInner>>>,
-    /// Shadow spaces of installs under way: the flusher serves them too.
+    /// Shadow spaces of installs under way: the flusher serves them too. Held while one of them
+    /// takes blocks, so that they do not all take the same room.
     pub installing: Mutex<Vec<Weak<Space>>>,
     /// Spaces out of use that still wait for their blocks to be released.
     pub retired: Mutex<Vec<Arc<Space>>>,
@@ -44,16 +45,39 @@ impl Core {
     /// Takes room in the ring; waits for it as the options say.
     pub fn reserve(&self, cost: u64, purpose: Purpose) -> Result<(), StoreError> {
         self.device.check()?;
-        let press = || {
-            self.upkeep.request_checkpoint();
-            self.call_pressure();
-        };
-        self.wal.reserve(cost, purpose, self.options.wal_full_wait, &self.device, press)
+        let wait = self.options.wal_full_wait;
+        self.wal.reserve(cost, purpose, wait, &self.device, || self.press())
+    }
+
+    /// Asks for all that makes logs shorter: a purge by the host, and a checkpoint by ourselves.
+    pub fn press(&self) {
+        self.upkeep.request_checkpoint();
+        self.call_pressure();
     }
 
     pub fn call_pressure(&self) {
         if let Some(callback) = &*self.pressure.read().unwrap_or_else(PoisonError::into_inner) {
             callback();
+        }
+    }
+
+    pub fn usage(&self) -> Usage {
+        let data = &self.data;
+        Usage {
+            data_blocks_total: data.blocks_total,
+            data_blocks_used: data.live.load(Ordering::Relaxed),
+            data_blocks_free: data.free_blocks(),
+            data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
+            data_blocks_pinned: data.pinned.load(Ordering::Relaxed),
+            data_blocks_reserve: self.reserve_blocks(),
+            wal_bytes_total: self.wal.len,
+            wal_bytes_used: self.wal.used(),
+            overlay_bytes: data.overlay.bytes(),
+            overlay_bytes_max: data.overlay.bytes_max,
+            wal_batches_written: self.stats.batches.load(Ordering::Relaxed),
+            wal_records_written: self.stats.records.load(Ordering::Relaxed),
+            wal_bytes_written: self.stats.bytes.load(Ordering::Relaxed),
+            roots_written: self.root_seq(),
         }
     }
 

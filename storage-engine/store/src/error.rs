@@ -37,7 +37,8 @@ pub enum StoreError {
     #[error("write-ahead log is full: {used} of {total} used")]
     WalFull { used: ByteSize, total: ByteSize },
     /// Chunk data or tables do not fit: admission let through more than the device holds. Fatal
-    /// for the replica, since skipping the write would make it differ from its peers.
+    /// for the replica, since skipping the write would make it differ from its peers. From
+    /// `Install::put` it is a refusal only: the snapshot is too large, the store goes on.
     #[error("no space on the device: {what}")]
     NoSpace { what: String },
     /// The caller broke a rule of this interface; nothing was changed.

@@ -339,19 +339,35 @@ impl Group {
         Ok(Apply { group: self, space: self.inner.space(), _excluded: excluded })
     }
 
-    /// Reads bytes of a chunk; holes read as zeroes.
+    /// Reads bytes of a chunk; holes read as zeroes. `NoGroup` if the group was removed.
     pub fn read(&self, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
         self.core().device.check()?;
-        self.inner.space().read(key, offset, len)
+        loop {
+            if let Some(bytes) = self.inner.space().read(key, offset, len)? {
+                return Ok(bytes);
+            }
+            // If the group is there, an install has put another space in the place of that one.
+            self.check_exists()?;
+        }
     }
 
-    /// The group's state now, held still for a Raft snapshot. Asks the state provider.
+    fn check_exists(&self) -> Result<(), StoreError> {
+        match self.inner.log().removed {
+            true => Err(StoreError::NoGroup(self.id())),
+            false => Ok(()),
+        }
+    }
+
+    /// The group's state now, held still for a Raft snapshot. Asks the state provider. `NoGroup`
+    /// if the group was removed.
     pub fn view(&self) -> Result<ChunkView, StoreError> {
         self.core().device.check()?;
         let _whole_entries = self.inner.lock_apply();
         let (applied, state) = self.inner.state();
         let pin = self.inner.space().pin();
         let chunks = pin.space.snapshot();
+        // A removed group's tables may have been empty already.
+        self.check_exists()?;
         let shared = ViewInner { pin, chunks, applied, state, _owner: self.owner.clone() };
         Ok(ChunkView { shared: Arc::new(shared) })
     }
@@ -409,7 +425,9 @@ impl Apply<'_> {
 
     /// As `Group::read`.
     pub fn read(&self, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
-        self.space.read(key, offset, len)
+        let found = self.space.read(key, offset, len)?;
+        // Installs are excluded, so that only a removal can have retired the space.
+        found.ok_or(StoreError::NoGroup(self.group.id()))
     }
 }
 
@@ -478,7 +496,8 @@ impl ChunkView {
     }
 }
 
-/// A snapshot on its way in. Dropped without `commit`, it leaves no trace.
+/// A snapshot on its way in. Dropped without `commit`, it leaves no trace: its blocks count as
+/// unused at once, and are free with the next checkpoint.
 pub struct Install {
     group: Group,
     /// Taken by `commit`.
@@ -487,7 +506,9 @@ pub struct Install {
 
 impl Install {
     /// Stores received bytes; `offset` and length are multiples of 4096. Waits while the overlay
-    /// is full.
+    /// is full. `NoSpace` (without effect, and the store goes on) if writes of that size would not
+    /// be admitted either: the present state keeps its blocks until `commit`, so a device must
+    /// have room for both. Every block counts as new.
     pub fn put(&self, key: ChunkKey, offset: u32, data: Bytes) -> Result<(), StoreError> {
         let core = self.group.core();
         if !u64::from(offset).is_multiple_of(BLOCK_SIZE)
@@ -500,7 +521,15 @@ impl Install {
         }
         core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
         let Some(space) = &self.space else { return Ok(()) };
+        let one_at_a_time = core.installing.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = data.len() as u64 / BLOCK_SIZE;
+        let room = core.usage().admissible_blocks();
+        if blocks > room {
+            let what = format!("a snapshot needs {blocks} more blocks, room is for {room}");
+            return Err(StoreError::NoSpace { what });
+        }
         space.write(key, offset, data)?;
+        drop(one_at_a_time);
         if core.data.overlay.wants_flush() {
             core.upkeep.request_flush();
         }

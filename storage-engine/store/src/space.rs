@@ -204,7 +204,8 @@ impl Space {
             let whole = match stop - at == BLOCK {
                 true => piece,
                 false => {
-                    let old = self.read(key, index * BLOCK, BLOCK)?;
+                    // What is retired takes no change.
+                    let Some(old) = self.read(key, index * BLOCK, BLOCK)? else { return Ok(()) };
                     let mut merged = BytesMut::from(&old[..]);
                     let within = (at % BLOCK) as usize;
                     merged[within..within + piece.len()].copy_from_slice(&piece);
@@ -321,19 +322,26 @@ impl Space {
         self.forget(chunks.into_iter());
     }
 
+    /// None once the space is retired: its tables are empty, which does not mean zeroes.
     pub fn read(
         self: &Arc<Self>,
         key: ChunkKey,
         offset: u32,
         len: u32,
-    ) -> Result<Bytes, StoreError> {
+    ) -> Result<Option<Bytes>, StoreError> {
         check_range(offset, u64::from(len))?;
         let pin = self.pin();
-        // Places, not the chunk: holding the chunk would make a writer beside us copy it.
-        let places = self.tables().chunks.get(&key).map(|chunk| places(chunk, offset, len));
+        let places = {
+            let tables = self.tables();
+            if tables.retired {
+                return Ok(None);
+            }
+            // Places, not the chunk: holding the chunk would make a writer beside us copy it.
+            tables.chunks.get(&key).map(|chunk| places(chunk, offset, len))
+        };
         let result = read_places(&self.data, places, key, offset, len);
         drop(pin);
-        result
+        result.map(Some)
     }
 }
 
@@ -414,4 +422,73 @@ fn check_range(offset: u32, len: u64) -> Result<u32, StoreError> {
 /// First and one past the last block that lie wholly in the range.
 fn whole_blocks(offset: u32, end: u32) -> (u32, u32) {
     (offset.div_ceil(BLOCK), end / BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SimDisk;
+    use crate::alloc::Allocator;
+    use crate::data::Overlay;
+    use crate::health::Device;
+
+    const BLOCKS: u32 = 8;
+
+    fn space() -> Arc<Space> {
+        let device = Arc::new(Device::new(Arc::new(SimDisk::new(1 << 20))));
+        let overlay = Overlay::new(1 << 20);
+        let data = DataArea::new(device, 0, Allocator::new(BLOCKS), overlay, u64::from(BLOCKS));
+        Space::new(Arc::new(data), ChunkMap::new())
+    }
+
+    /// One block written and put on the device, as the flusher does it.
+    fn write_flushed(space: &Arc<Space>, key: ChunkKey, byte: u8) {
+        space.write(key, 0, Bytes::from(vec![byte; BLOCK as usize])).expect("write");
+        let dirty = space.dirty_blocks();
+        let bytes: Vec<Bytes> = dirty.iter().map(|block| block.bytes.clone()).collect();
+        let mut places = Vec::new();
+        space.data.write(&bytes, |_, addr| places.push(addr)).expect("room");
+        let placed: Vec<_> = dirty.into_iter().zip(places).collect();
+        space.flushed(&placed);
+    }
+
+    /// A block superseded while a checkpoint is being written is in that checkpoint's tables: were
+    /// it reused before the next one holds, a recovery would read another block's bytes.
+    #[test]
+    fn a_block_is_reused_only_after_no_checkpoint_and_no_pin_refers_to_it() {
+        let space = space();
+        let key = ChunkKey { volume: VolumeId::from_bytes([1; 16]), index: ChunkIndex(0) };
+        let free = || space.data.free_blocks();
+        write_flushed(&space, key, 1);
+        let first = space.data.pin_tick();
+        write_flushed(&space, key, 2);
+        assert_eq!(space.release(first), 0);
+        assert_eq!(free(), u64::from(BLOCKS) - 2, "the first checkpoint shows the old block");
+
+        let reader = space.pin();
+        write_flushed(&space, key, 3);
+        let second = space.data.pin_tick();
+        assert_eq!(space.release(second), 1, "the reader alone holds one back");
+        assert_eq!(free(), u64::from(BLOCKS) - 2, "one is released, one is the reader's");
+        drop(reader);
+        assert_eq!(space.release(second), 0);
+        assert_eq!(free(), u64::from(BLOCKS) - 1);
+        assert!(space.is_drained());
+    }
+
+    #[test]
+    fn a_retired_space_answers_no_read_and_what_was_pinned_before_still_does() {
+        let space = space();
+        let key = ChunkKey { volume: VolumeId::from_bytes([1; 16]), index: ChunkIndex(0) };
+        write_flushed(&space, key, 7);
+        let (pin, chunks) = (space.pin(), space.snapshot());
+        space.retire();
+        assert_eq!(space.read(key, 0, BLOCK).expect("no disk error"), None);
+        space.write(key, 10, Bytes::from_static(b"part of a block")).expect("ignored");
+        space.release(space.data.pin_tick());
+        let found = chunks.get(&key).map(|chunk| places(chunk, 0, BLOCK));
+        let bytes = read_places(&pin.space.data, found, key, 0, BLOCK).expect("read");
+        assert!(bytes.iter().all(|byte| *byte == 7));
+        assert!(!space.is_drained(), "the pin holds the block back");
+    }
 }

@@ -1,6 +1,6 @@
 //! The open device: threads, groups, checkpoints, usage.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,6 +30,10 @@ use crate::{Disk, Group, LogPosition, LogState, StoreError, Superblock, Vote};
 const OVERLAY_PART: u64 = 48;
 /// Least size of the overlay: a few entries of the largest size.
 const OVERLAY_MIN: u64 = 1 << 20;
+/// What half of the largest ring (4 GiB) holds of writes of 4 KiB, so that only smaller entries,
+/// of which it would hold many millions, are purged earlier. Memory remembers the place of each
+/// entry in under 200 bytes: about 100 MB then.
+const LOG_ENTRIES_PRESSED: u64 = 1 << 19;
 
 /// Completion of a durable operation. Runs on the disk's IO thread, in log order: it must not
 /// block and must not call into the store in a way that waits (see `Group::append`).
@@ -56,6 +60,8 @@ pub struct StoreOptions {
     pub idle_mark_after: Duration,
     /// How long `append` waits for room in a full WAL before it answers `WalFull`.
     pub wal_full_wait: Duration,
+    /// Entries in the logs of all groups at which pressure begins, however full the WAL is.
+    pub log_entries_pressed: u64,
 }
 
 impl Default for StoreOptions {
@@ -65,6 +71,7 @@ impl Default for StoreOptions {
             log_cache_bytes_max: 64 << 20,
             idle_mark_after: Duration::from_millis(100),
             wal_full_wait: Duration::from_secs(10),
+            log_entries_pressed: LOG_ENTRIES_PRESSED,
         }
     }
 }
@@ -129,26 +136,26 @@ pub struct Store {
 /// Ends the threads when the last handle goes.
 pub(crate) struct Owner {
     pub core: Arc<Core>,
-    threads: Vec<JoinHandle<()>>,
+    /// Upkeep and IO; taken by the drop.
+    threads: Option<[JoinHandle<()>; 2]>,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // The upkeep thread may wait for the IO thread, so it ends first.
-        self.core.upkeep.stop();
-        let close = |core: &Core| core.queue.close();
-        let mut threads = std::mem::take(&mut self.threads);
-        if threads.iter().any(|t| t.thread().id() == std::thread::current().id()) {
-            // The last handle was held by a callback: the threads end by themselves.
-            close(&self.core);
-            return;
-        }
-        for thread in threads.drain(..) {
-            if thread.join().is_err() {
+        let Some([upkeep, io]) = self.threads.take() else { return };
+        let me = std::thread::current().id();
+        // If a callback held the last handle, the threads end by themselves.
+        let by_callback = [&upkeep, &io].iter().any(|thread| thread.thread().id() == me);
+        let join = |thread: JoinHandle<()>| {
+            if !by_callback && thread.join().is_err() {
                 tracing::error!("a thread of the store has panicked");
             }
-            close(&self.core);
-        }
+        };
+        // The upkeep thread may wait for the IO thread, so it ends first.
+        self.core.upkeep.stop();
+        join(upkeep);
+        self.core.queue.close();
+        join(io);
     }
 }
 
@@ -274,29 +281,12 @@ impl Store {
     }
 
     pub fn usage(&self) -> Usage {
-        let core = self.core();
-        let data = &core.data;
-        Usage {
-            data_blocks_total: data.blocks_total,
-            data_blocks_used: data.live.load(Ordering::Relaxed),
-            data_blocks_free: data.free_blocks(),
-            data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
-            data_blocks_pinned: data.pinned.load(Ordering::Relaxed),
-            data_blocks_reserve: core.reserve_blocks(),
-            wal_bytes_total: core.wal.len,
-            wal_bytes_used: core.wal.used(),
-            overlay_bytes: data.overlay.bytes(),
-            overlay_bytes_max: data.overlay.bytes_max,
-            wal_batches_written: core.stats.batches.load(Ordering::Relaxed),
-            wal_records_written: core.stats.records.load(Ordering::Relaxed),
-            wal_bytes_written: core.stats.bytes.load(Ordering::Relaxed),
-            roots_written: core.root_seq(),
-        }
+        self.core().usage()
     }
 
-    /// Called (on the IO thread, must not block) each time the WAL becomes fuller than half, and
-    /// again for each further 1/16; also before an append waits for room in a full WAL. The store
-    /// checkpoints by itself; the host must purge.
+    /// Called (on the IO thread, must not block) each time the WAL becomes fuller than half, or
+    /// the logs reach `log_entries_pressed`, and again for each further 1/16; also before an
+    /// append waits for room in a full WAL. The store checkpoints by itself; the host must purge.
     pub fn on_wal_pressure(&self, callback: Box<dyn Fn() + Send + Sync>) {
         *self.core().pressure.write().unwrap_or_else(PoisonError::into_inner) = Some(callback);
     }
@@ -380,7 +370,7 @@ fn start_threads(core: Arc<Core>, root: Root, next: Capture) -> Result<Arc<Owner
     let upkeep = UpkeepThread::new(core.clone(), root);
     let io = spawn("curve-store-io", Box::new(move || writer.run()))?;
     let threads = match spawn("curve-store-up", Box::new(move || upkeep.run())) {
-        Ok(up) => vec![up, io],
+        Ok(up) => Some([up, io]),
         Err(error) => {
             core.queue.close();
             return Err(error);

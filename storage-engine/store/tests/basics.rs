@@ -135,6 +135,9 @@ fn a_removed_group_comes_back_empty() {
         Err(StoreError::NoGroup(_))
     ));
     assert!(store.group(GROUP).is_none());
+    let gone = group.read(chunk(VolumeId::random(), 0), 0, 1);
+    assert!(matches!(gone, Err(StoreError::NoGroup(_))), "no zeroes: {gone:?}");
+    assert!(matches!(group.view(), Err(StoreError::NoGroup(_))));
     let again = durable(|done| store.create_group(GROUP, done)).expect("create");
     durable(|done| again.append(vec![entry(4, 0, 60)], done)).expect("append");
     drop((group, again, store));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Blob, chunk, durable, entry, open, open_with, options, sim};
+use common::{Blob, chunk, durable, entry, open, open_with, options, sim, sim_small};
 use curve_store::{LogPosition, StateProvider, StoreError, StoreOptions};
 use curve_types::{CopysetId, VolumeId};
 
@@ -48,6 +48,42 @@ fn a_full_wal_refuses_after_pressure_and_goes_on_after_a_purge() {
     durable(|done| group.append(vec![entry(1, index, 10_000)], done)).expect("room again");
     assert!(store.usage().wal_bytes_used < 100_000, "{:?}", store.usage());
     assert!(store.failure().is_none());
+}
+
+#[test]
+fn many_small_entries_press_for_a_purge_long_before_the_wal_is_half_full() {
+    const PRESSED: u64 = 1_600;
+    let disk = sim(256 << 20, 8 << 20);
+    let (store, _) = open_with(&disk, StoreOptions { log_entries_pressed: PRESSED, ..options() });
+    let groups = [GROUP, CopysetId(2)]
+        .map(|id| durable(|done| store.create_group(id, done)).expect("create"));
+    let pressed = Arc::new(AtomicUsize::new(0));
+    let count = pressed.clone();
+    store.on_wal_pressure(Box::new(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    }));
+    // The callback comes after the answer, so that a second one makes sure of it.
+    let append = |from: u64, to: u64| {
+        for group in &groups {
+            let entries = (from..to).map(|index| entry(1, index, 8)).collect();
+            durable(|done| group.append(entries, done)).expect("append");
+            durable(|done| group.append(Vec::new(), done)).expect("nothing");
+        }
+        pressed.load(Ordering::SeqCst)
+    };
+    assert_eq!(append(0, 700), 0);
+    assert_eq!(append(700, 800), 1, "{PRESSED} entries in both groups");
+    assert_eq!(append(800, 840), 1, "not again at once");
+    assert_eq!(append(840, 860), 2, "but after another sixteenth");
+    let last = entry(1, 859, 0).position;
+    let provider: Arc<dyn StateProvider> = Arc::new(Blob(Some(last), Bytes::new()));
+    for group in &groups {
+        group.set_state_provider(&provider);
+        durable(|done| group.purge(last, done)).expect("purge");
+    }
+    common::checkpoint(&store).expect("checkpoint");
+    assert_eq!(append(860, 1_600), 2, "a purge makes room for as many");
+    assert!(store.usage().wal_bytes_used < store.usage().wal_bytes_total / 8);
 }
 
 #[test]
@@ -191,6 +227,38 @@ fn an_installed_snapshot_replaces_state_and_log() {
     let (store, found) = open(&disk);
     assert_eq!(found[0].group.entries(0..999, 9999).expect("read"), [entry(5, 101, 10)]);
     assert_eq!(store.usage().data_blocks_used, 256);
+}
+
+#[test]
+fn an_install_without_room_is_refused_and_the_store_goes_on() {
+    let disk = sim_small(SIZE, 1 << 20, 2_000);
+    let (store, _) = open(&disk);
+    let [group, other] = [GROUP, CopysetId(2)]
+        .map(|id| durable(|done| store.create_group(id, done)).expect("create"));
+    let (kept, arriving) = (chunk(VolumeId::random(), 0), VolumeId::random());
+    let rewrite = |byte: u8| {
+        let apply = other.begin_apply().expect("apply");
+        apply.write(kept, 0, Bytes::from(vec![byte; 1 << 20])).expect("write");
+        drop(apply);
+        let read = other.read(kept, 0, 1 << 20).expect("read");
+        assert!(read.iter().all(|b| *b == byte));
+    };
+    rewrite(1);
+    let used = store.usage().data_blocks_used;
+    let install = group.begin_install().expect("install");
+    let put = |index| install.put(chunk(arriving, index), 0, Bytes::from(vec![9; 1 << 20])).err();
+    let refused = (0..20).find_map(put);
+    assert!(matches!(refused, Some(StoreError::NoSpace { .. })), "{refused:?}");
+    assert!(store.usage().data_blocks_used > used, "some of it fitted");
+    (2..12).for_each(rewrite);
+    drop(install);
+    assert_eq!(store.usage().data_blocks_used, used);
+    common::checkpoint(&store).expect("checkpoint");
+    let usage = store.usage();
+    assert_eq!((usage.data_blocks_pending_free, usage.data_blocks_free), (0, 2_000 - used));
+    let again = group.begin_install().expect("install");
+    again.put(chunk(arriving, 0), 0, Bytes::from(vec![9; 1 << 20])).expect("room again");
+    assert!(store.failure().is_none());
 }
 
 #[test]

@@ -23,10 +23,13 @@ const SCRAPES_MAX: usize = 16;
 /// A scrape that takes longer is cut off, so that slow strangers hold no slot.
 const SCRAPE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Logs go to stderr: JSON lines, or readable text on a terminal. `CURVE_LOG` filters, default
-/// `info`.
+/// What is logged without `CURVE_LOG`: openraft tells at `info` of every message of every group.
+const FILTER_DEFAULT: &str = "info,openraft=warn";
+
+/// Logs go to stderr: JSON lines, or readable text on a terminal. `CURVE_LOG` filters.
 pub fn init_logging() {
-    let filter = EnvFilter::try_from_env("CURVE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_env("CURVE_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER_DEFAULT));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call in one process keeps the first setting.
     let _ = if std::io::stderr().is_terminal() {

@@ -38,9 +38,10 @@ pub struct Options {
 }
 
 /// Measures and prints; the JSON file gets every round.
-pub fn run(options: &Options) -> Result<()> {
-    fs::create_dir_all(&options.dir)
-        .with_context(|| format!("create {}", options.dir.display()))?;
+pub fn run(mut options: Options) -> Result<()> {
+    let scratch = Scratch::create(&options.dir)?;
+    options.dir.clone_from(&scratch.0);
+    let options = &options;
     refuse_memory(&options.dir)?;
     let raw = options.dir.join("raw.img");
     preallocate(&raw, options.volume_size)?;
@@ -67,7 +68,24 @@ pub fn run(options: &Options) -> Result<()> {
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
     drop((export, playground));
-    fs::remove_dir_all(&options.dir).with_context(|| format!("remove {}", options.dir.display()))
+    Ok(())
+}
+
+/// A directory of this run alone, removed however it ends: the one it is made in is the user's.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create(within: &Path) -> Result<Self> {
+        let path = within.join(format!("curve-bench-{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Long enough to write every block once at a tenth of a slow disk's speed.
@@ -134,7 +152,7 @@ impl Playground {
     fn start(options: &Options) -> Result<Self> {
         let dir = options.dir.join("playground");
         // Room for the volume, the log and checkpoints, and blocks that wait to be reused.
-        let device_size = (options.volume_size * 2 + (4 << 30)).to_string();
+        let device_size = (options.volume_size * 3).max(1 << 30).to_string();
         let mut child = Command::new(&options.curve)
             .args(["playground", "start", "--mds", "1", "--chunkservers", "3"])
             .args(["--device-size", &device_size, "--dir"])

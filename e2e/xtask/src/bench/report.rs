@@ -34,7 +34,7 @@ impl Row {
     /// One line of the table.
     pub fn line(&self) -> String {
         format!(
-            "{:<18} {:>9.0} {:>9.1} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>10.0} {:>7.3}",
+            "{:<18} {:>9.0} {:>9.1} {:>8.0} {:>8.0} {:>8.0} {:>8.0} {:>10.0} {:>8.0} {:>8.0} {:>7.3}",
             self.work.name,
             self.median_of(|r| r.curve.iops),
             self.median_of(|r| r.curve.mib_per_s),
@@ -43,6 +43,8 @@ impl Row {
             self.median_of(|r| r.curve.p999_us),
             self.median_of(|r| r.cpu_us_per_io),
             self.median_of(|r| r.raw.iops),
+            self.median_of(|r| r.raw.p50_us),
+            self.median_of(|r| r.raw.p99_us),
             self.median_ratio,
         )
     }
@@ -51,8 +53,18 @@ impl Row {
 /// The table's head.
 pub fn head() -> String {
     format!(
-        "{:<18} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>10} {:>7}",
-        "work", "IOPS", "MiB/s", "p50 us", "p99 us", "p99.9", "CPU us", "raw IOPS", "ratio"
+        "{:<18} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8} {:>7}",
+        "work",
+        "IOPS",
+        "MiB/s",
+        "p50 us",
+        "p99 us",
+        "p99.9",
+        "CPU us",
+        "raw IOPS",
+        "raw p50",
+        "raw p99",
+        "ratio"
     )
 }
 

@@ -65,6 +65,31 @@ fn the_loss_of_a_node_does_not_stop_growth_onto_a_new_one() {
 }
 
 #[test]
+fn an_mds_is_stranded_once_its_node_was_away_for_long_and_another_is_free() {
+    let set = validated_with(json!({})).mds;
+    let bound = Bindings::from([(0, "node1".into()), (1, "node2".into()), (2, "node3".into())]);
+    let patience = Duration::from_secs(600);
+    let find = |nodes: &[Node], second: i64| {
+        stranded(&set, &bound, nodes, patience, crate::fixtures::at(second))
+    };
+    let mut four = nodes(4);
+    four[1] = unready_since(four[1].clone(), 0);
+    assert_eq!(find(&four, 599), None);
+    assert_eq!(find(&four, 600), Some(1));
+    assert_eq!(find(&four[..3], 600), None, "there is no free node");
+    four.remove(1);
+    assert_eq!(find(&four, 0), Some(1), "its node was deleted");
+}
+
+fn unready_since(node: Node, second: i64) -> Node {
+    let mut node = unready(node);
+    let conditions = node.status.as_mut().expect("status").conditions.as_mut();
+    let time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(crate::fixtures::at(second));
+    conditions.expect("conditions")[0].last_transition_time = Some(time);
+    node
+}
+
+#[test]
 fn zones_are_filled_evenly() {
     let nodes: Vec<Node> = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")]
         .map(|(n, z)| node(n, z))

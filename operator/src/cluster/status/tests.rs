@@ -102,8 +102,10 @@ fn loss_and_repair_are_told_with_numbers_and_once() {
     lost.devices[1].out = true;
     lost.devices[1].replicas = 0;
     (lost.copysets_whole, lost.copysets_degraded) = (8, 0);
+    lost.health = Health::Ok.into();
     scene.engine = Ok(lost);
-    let (_, events) = scene.look();
+    let (status, events) = scene.look();
+    assert_eq!(condition(&status, "Degraded").0, "False");
     assert_eq!(event_reasons(&events), ["CopysetsWhole"]);
     assert!(events[0].message.contains("what demo-default-1 held was rebuilt"), "{events:?}");
 

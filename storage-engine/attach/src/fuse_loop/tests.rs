@@ -122,6 +122,7 @@ fn fio_verifies_random_writes_through_the_device() {
         "--size=32M",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         &filename,
     ];
     run("fio", &args).expect("fio");

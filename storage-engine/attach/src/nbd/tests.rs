@@ -173,6 +173,7 @@ async fn fio_verifies_a_deep_queue() {
         "--verify=crc32c",
         "--do_verify=1",
         "--verify_fatal=1",
+        "--verify_state_save=0",
     ];
     run("fio", &args).await;
 }

@@ -17,8 +17,8 @@ use curve_wire::chunk::{ChunkError, Writer};
 use thiserror::Error;
 
 const VERSION: u8 = 1;
-/// Sessions of one volume that are remembered. Only shared attachments accumulate; beyond it the
-/// oldest is fenced, which is always safe.
+/// Sessions of one volume that are remembered: several times the nodes that share one. Beyond it
+/// the oldest is dropped.
 const SESSIONS_MAX: usize = 256;
 /// Deleted volumes that are remembered, so that a write that was delayed cannot bring a chunk
 /// back. A session that outlives so many deletions could only waste space under a dead id.
@@ -175,10 +175,20 @@ impl Fence {
         self.sessions.retain(|_, seen| seen.epoch >= min_epoch);
     }
 
+    /// The oldest is the one with the lowest epoch, and is fenced, which is always safe. Of
+    /// several at that epoch it is the one that was opened first, and is only forgotten: a fence
+    /// would end all of them. Should it write again, it is remembered anew, without its floor.
     fn drop_oldest_but(&mut self, keep: SessionId) {
         let others = self.sessions.iter().filter(|(session, _)| **session != keep);
-        if let Some(oldest) = others.map(|(_, seen)| seen.epoch).min() {
-            self.raise(Epoch(oldest.0.saturating_add(1)));
+        let Some((epoch, oldest)) = others.map(|(session, seen)| (seen.epoch, *session)).min()
+        else {
+            return;
+        };
+        let mut rest = self.sessions.iter().filter(|(session, _)| **session != oldest);
+        if rest.all(|(_, seen)| seen.epoch > epoch) {
+            self.raise(Epoch(epoch.0 + 1));
+        } else {
+            self.sessions.remove(&oldest);
         }
     }
 

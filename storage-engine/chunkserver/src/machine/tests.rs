@@ -203,6 +203,25 @@ fn sessions_and_deletions_are_bounded() {
 }
 
 #[test]
+fn too_many_sessions_at_one_epoch_fence_nobody() {
+    let mut state = BlockState::default();
+    let writer = |n, epoch| Writer { session: SessionId(n), epoch: Epoch(epoch), seq: 2, floor: 2 };
+    for n in 1..=400 {
+        assert_eq!(state.admit(volume(1), &writer(n, 7)), Ok(()), "session {n}");
+    }
+    for n in [1, 200, 400] {
+        assert_eq!(state.check_read(volume(1), SessionId(n), Epoch(7)), Ok(()), "session {n}");
+    }
+    assert!(state.encode().len() < 8 << 10, "the oldest are forgotten");
+    // Those that are remembered keep their floors, and their incarnations fence no others.
+    let late = Writer { seq: 1, floor: 1, ..writer(390, 7) };
+    assert_eq!(state.admit(volume(1), &late), Err(ChunkError::Stale));
+    assert_eq!(state.admit(volume(1), &writer(400, 8)), Ok(()));
+    assert_eq!(state.admit(volume(1), &writer(401, 9)), Ok(()));
+    assert_eq!(state.admit(volume(1), &writer(399, 7)), Ok(()));
+}
+
+#[test]
 fn every_cut_of_a_state_is_refused() {
     let mut state = BlockState::default();
     state.fence(volume(1), Epoch(4)).expect("not deleted");

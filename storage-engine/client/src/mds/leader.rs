@@ -191,7 +191,8 @@ fn channel(address: &str, identity: &Identity) -> Result<Channel, MdsError> {
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(false);
+        // Calls are often given up sooner than a connection without a peer would be noticed.
+        .keep_alive_while_idle(true);
     Ok(endpoint.connect_lazy())
 }
 

@@ -55,3 +55,18 @@ fn a_group_is_formed_only_when_every_peer_is_blank() {
 fn a_single_mds_forms_its_group_alone() {
     assert_eq!(next_step(("a", id(1)), []), initialize(&[1]));
 }
+
+#[test]
+fn a_newcomer_takes_the_place_of_everyone_of_its_name() {
+    let members = [("a", id(1)), ("b", id(2)), ("c", id(3))];
+    let members = members.map(|(name, id)| (name.to_owned(), id)).into();
+    // 13 became a voter in the place of 3 and 12 in that of 2; neither is recorded.
+    let said = |voter| (voter == id(12)).then(|| "b".to_owned());
+    let set = |ids: &[u8]| -> BTreeSet<_> { ids.iter().map(|n| id(*n)).collect() };
+    let cases: [(&[u8], &[u8]); 3] =
+        [(&[1, 2, 3], &[1, 2, 23]), (&[1, 2, 13], &[1, 2, 23]), (&[1, 12, 13], &[1, 12, 23])];
+    for (present, wanted) in cases {
+        let voters = voters_with(&set(present), ("c", id(23)), &members, said);
+        assert_eq!(voters, set(wanted), "{present:?}");
+    }
+}

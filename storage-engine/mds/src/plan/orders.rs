@@ -39,7 +39,9 @@ pub fn heartbeat_response(
     for (id, report) in &seen.replicas {
         let copyset = state.copysets.get(id).filter(|copyset| copyset.is_on(device));
         let Some(copyset) = copyset else {
-            response.drop.push(id.0);
+            if is_unneeded(scene, device, *id, report) {
+                response.drop.push(id.0);
+            }
             continue;
         };
         let leads =
@@ -55,6 +57,18 @@ pub fn heartbeat_response(
         }
     }
     response
+}
+
+/// Whether a replica that the state does not want on the device may be dropped. Unless the copyset
+/// is gone its group decides: a move that was given up may have been carried out all the same, so
+/// that the replica is a voter whose log the group counts on.
+fn is_unneeded(scene: Scene<'_>, device: DeviceId, id: CopysetId, own: &Report) -> bool {
+    let Some(copyset) = scene.state.copysets.get(&id) else { return true };
+    let Some((_, leads)) = scene.view.leader_of(id, scene.now) else { return false };
+    // A leader that was replaced without noticing knows less than the state or the replica.
+    let outdated = leads.config_index < copyset.config_index
+        || own.leader_id.is_some() && own.term > leads.term;
+    !outdated && !leads.voters.contains(&device) && !leads.learners.contains(&device)
 }
 
 /// The next step towards the wanted members, given what the leader reports.

@@ -16,6 +16,7 @@ use crate::view::{Condition, Heard, Report, View};
 
 const OUT_AFTER: Duration = Duration::from_secs(60);
 const TERM: u64 = 7;
+const CAPACITY: u64 = 10 << 30;
 
 /// One copyset's group, as its members have it.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +35,8 @@ struct World {
     /// What each device has on its disk.
     hosted: BTreeMap<DeviceId, BTreeSet<CopysetId>>,
     groups: BTreeMap<CopysetId, Group>,
+    /// Bytes of every replica.
+    replica_bytes: u64,
 }
 
 fn device(n: u8) -> DeviceId {
@@ -49,6 +52,7 @@ impl World {
             alive: BTreeMap::new(),
             hosted: BTreeMap::new(),
             groups: BTreeMap::new(),
+            replica_bytes: 64 << 20,
         };
         world.apply(Kind::FormCluster(log::FormCluster {
             cluster_id: ClusterId::from_bytes([1; 16]).to_wire(),
@@ -74,7 +78,7 @@ impl World {
             name: name.to_owned(),
             host: format!("host-{host}"),
             size: 11 << 30,
-            capacity: 10 << 30,
+            capacity: CAPACITY,
             address: "h:1".to_owned(),
             ..Default::default()
         };
@@ -102,6 +106,13 @@ impl World {
     }
 
     fn heartbeat(&mut self, id: DeviceId) {
+        self.report(id);
+        let response = heartbeat_response(self.scene(), id, 0, TERM);
+        self.obey(id, response);
+    }
+
+    /// The MDS hears a heartbeat whose answer is lost.
+    fn report(&mut self, id: DeviceId) {
         let mut replicas = BTreeMap::new();
         for copyset in &self.hosted[&id] {
             let mut report = Report { term: 3, ..Report::default() };
@@ -120,10 +131,21 @@ impl World {
             }
             replicas.insert(*copyset, report);
         }
-        let heard = Heard { capacity: 10 << 30, used: 0, replicas };
-        self.view.on_heartbeat(id, self.now, heard);
-        let response = heartbeat_response(self.scene(), id, 0, TERM);
-        self.obey(id, response);
+        let used = self.hosted[&id].len() as u64 * self.replica_bytes;
+        self.view.on_heartbeat(id, self.now, Heard { capacity: CAPACITY, used, replicas });
+    }
+
+    fn drops(&self, id: DeviceId) -> Vec<u32> {
+        heartbeat_response(self.scene(), id, 0, TERM).drop
+    }
+
+    /// A copyset that works, its leader, another of its voters, and a device that has no replica.
+    fn any_copyset(&self) -> (CopysetId, DeviceId, DeviceId, DeviceId) {
+        let (id, group) = self.groups.iter().next().expect("a group");
+        let leader = self.leader(*id).expect("a leader");
+        let voter = group.voters.iter().find(|voter| **voter != leader).expect("another");
+        let spare = self.alive.keys().find(|device| !group.voters.contains(device));
+        (*id, leader, *voter, *spare.expect("a device more than replicas"))
     }
 
     fn obey(&mut self, id: DeviceId, response: proto::HeartbeatResponse) {
@@ -314,6 +336,79 @@ fn orders_come_from_what_the_leader_reports() {
     world.groups.get_mut(&id).expect("group").learners.insert(device(9));
     world.settle(2);
     assert!(world.groups[&id].learners.is_empty());
+}
+
+#[test]
+fn a_replica_is_dropped_only_once_its_group_does_without_it() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    world.settle(8);
+    let (id, leader, old, new) = world.any_copyset();
+    // The leader was told to promote a learner; then the move was given up.
+    world.hosted.get_mut(&new).expect("known").insert(id);
+    world.groups.get_mut(&id).expect("a group").learners.insert(new);
+    world.report(leader);
+    world.report(new);
+    assert!(world.drops(new).is_empty(), "it may become a voter at any moment");
+    let group = world.groups.get_mut(&id).expect("a group");
+    group.voters.iter_mut().filter(|voter| **voter == old).for_each(|voter| *voter = new);
+    group.learners.clear();
+    group.config_index += 1;
+    world.report(leader);
+    assert!(world.drops(new).is_empty(), "it is a voter that the state does not know");
+    for command in plan(world.scene()).commands {
+        world.apply(command);
+    }
+    assert_eq!(world.drops(old), [id.0]);
+    // It follows a leader of whom nothing was heard yet.
+    let follows = Report { term: 4, leader_id: Some(new), ..Report::default() };
+    world.view.devices.get_mut(&old).expect("seen").replicas.insert(id, follows);
+    assert!(world.drops(old).is_empty());
+    world.report(old);
+    assert_eq!(world.drops(old), [id.0]);
+    world.now += crate::view::DOWN_AFTER + Duration::from_secs(1);
+    world.report(old);
+    assert!(world.drops(old).is_empty(), "nobody speaks for the group");
+}
+
+#[test]
+fn the_first_step_of_a_change_is_not_taken_over() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    world.settle(8);
+    let (id, _, old, new) = world.any_copyset();
+    let before = world.state.copysets[&id].voters.clone();
+    let group = world.groups.get_mut(&id).expect("a group");
+    group.voters.push(new);
+    group.config_index += 1;
+    world.settle(2);
+    assert_eq!(world.state.copysets[&id].voters, before);
+    let group = world.groups.get_mut(&id).expect("a group");
+    group.voters.retain(|voter| *voter != old);
+    group.config_index += 1;
+    world.settle(2);
+    assert!(!world.state.copysets[&id].is_on(old) && world.state.copysets[&id].is_on(new));
+}
+
+#[test]
+fn repair_stops_before_the_devices_that_are_left_are_full() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    // Each device has 12 of 48 replicas: 70 %. Of a lost one's, three more fit on each, not four.
+    world.replica_bytes = CAPACITY / 100 * 70 / 12;
+    world.settle(8);
+    world.alive.remove(&device(1));
+    world.settle(20);
+    assert!(!has_spare(world.scene(), device(1)));
+    let message = crate::health::cluster_status(world.scene(), &[]).messages.remove(0);
+    assert!(message.contains("can take the replicas of cs-0, for lack of room"), "{message}");
+    world.settle(150);
+    assert!(world.hosted.values().all(|replicas| replicas.len() <= 15));
+    let left = world.state.copysets_on(device(1)).count();
+    assert!((3..12).contains(&left), "{left} of 12 are left");
+    assert!(!has_spare(world.scene(), device(1)));
+    assert_eq!(world.tick(), 0, "nothing can be done");
+
+    world.register(5, "cs-4", 5);
+    world.settle(60);
+    assert_eq!(world.conditions(), [Condition::Whole; 16]);
 }
 
 #[derive(Clone, Debug)]

@@ -11,7 +11,8 @@ use curve_wire::proto::mds_admin_client::MdsAdminClient;
 use curve_wire::proto::{
     ClusterStatus, CreatePoolRequest, GetStatusRequest, ListPoolsRequest, Pool,
 };
-use tokio::sync::oneshot;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{oneshot, watch};
 use tonic::{Code, Status};
 
 use super::*;
@@ -32,6 +33,8 @@ struct Cluster {
     dir: tempfile::TempDir,
     authority: Authority,
     peers: Vec<Peer>,
+    /// Where the MDS find each other's gRPC port, if not at `peers`.
+    detours: Vec<Detour>,
     running: Vec<Option<Running>>,
 }
 
@@ -51,7 +54,7 @@ impl Cluster {
             peers.push(Peer { name, grpc, raft });
         }
         let running = (0..count).map(|_| None).collect();
-        Self { dir, authority, peers, running }
+        Self { dir, authority, peers, detours: Vec::new(), running }
     }
 
     async fn start_all(count: usize) -> Self {
@@ -68,10 +71,14 @@ impl Cluster {
 
     fn options(&self, n: usize) -> MdsOptions {
         let Peer { name, grpc, raft } = self.peers[n].clone();
+        let mut peers = self.peers.clone();
+        for (peer, detour) in peers.iter_mut().zip(&self.detours) {
+            peer.grpc.clone_from(&detour.address);
+        }
         MdsOptions {
             data_dir: self.data_dir(n),
             device_size: ByteSize(64 << 20),
-            peers: self.peers.clone(),
+            peers,
             listen_grpc: grpc.parse().expect("address"),
             listen_raft: raft.parse().expect("address"),
             listen_metrics: ([127, 0, 0, 1], 0).into(),
@@ -175,6 +182,34 @@ impl Cluster {
     }
 }
 
+/// Passes connections on, and can leave those it has hanging, as a node that was cut off does.
+struct Detour {
+    address: String,
+    freeze: watch::Sender<()>,
+}
+
+impl Detour {
+    async fn start(to: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let address = listener.local_addr().expect("address").to_string();
+        let (freeze, frozen) = watch::channel(());
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let (to, mut frozen) = (to.clone(), frozen.clone());
+                frozen.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(&to).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = frozen.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { address, freeze }
+    }
+}
+
 /// An address of this process alone, on a loopback network of its own: a port of 127.0.0.1 may go to
 /// somebody's outgoing connection while the MDS that had it is stopped.
 fn own_address() -> String {
@@ -239,6 +274,23 @@ async fn three_mds_survive_the_loss_of_their_leader_and_take_a_wiped_one_back() 
     let (leader, _) = cluster.wait(|status| up(status) == 2).await;
     assert_eq!(cluster.pools(leader).await, ["default", "one", "two"]);
     cluster.create_pool(leader, "three").await;
+    cluster.stop_all().await;
+}
+
+/// Its old connections stay open for many minutes, and nothing comes over them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_that_were_cut_off_are_heard_again_over_new_connections() {
+    let mut cluster = Cluster::prepare(3).await;
+    for n in 0..3 {
+        cluster.detours.push(Detour::start(cluster.peers[n].grpc.clone()).await);
+    }
+    for n in 0..3 {
+        cluster.start(n).await;
+    }
+    cluster.wait(|status| up(status) == 3).await;
+    cluster.detours.iter().for_each(|detour| detour.freeze.send_replace(()));
+    tokio::time::sleep(crate::peers::PEER_DOWN_AFTER + Duration::from_secs(1)).await;
+    cluster.wait(|status| up(status) == 3).await;
     cluster.stop_all().await;
 }
 

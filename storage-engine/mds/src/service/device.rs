@@ -70,7 +70,9 @@ impl MdsDevice for Service {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let caller = Caller::require(&request, &[Role::Chunkserver])?;
-        let term = self.0.leading()?;
+        // One that was replaced without noticing would order what its successor does not want, and
+        // keep from it what is reported here.
+        let term = self.0.leading_now().await?;
         let beat = request.into_inner();
         let raw = &beat.device_id;
         let id = DeviceId::from_wire(raw).ok_or_else(|| bad_id("device_id", raw))?;

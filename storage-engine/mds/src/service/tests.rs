@@ -406,3 +406,23 @@ async fn replicas_that_nobody_wants_are_dropped() {
     let ids: Vec<_> = hosted.iter().map(|host| CopysetId(host.copyset).0).collect();
     assert_eq!(dropped, ids);
 }
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_takes_no_heartbeat_and_orders_nothing() {
+    let mds = TestMds::start(OUT_AFTER).await;
+    let servers = formed_pool(&mds).await;
+    mds.cut_off();
+    let unheard_of = proto::ReplicaReport { copyset: 99, ..Default::default() };
+    let beat = proto::HeartbeatRequest {
+        device_id: servers[0].device.to_wire(),
+        address: servers[0].address.clone(),
+        host: "host-of-cs-0".to_owned(),
+        capacity: 10 << 30,
+        replicas: vec![unheard_of],
+        ..Default::default()
+    };
+    let mut client = MdsDeviceClient::new(mds.channel(Role::Chunkserver, "cs-0"));
+    expect_refusal(client.heartbeat(beat).await, Code::Unavailable, "no quorum");
+    let view = mds.node.view();
+    assert!(!view.devices[&servers[0].device].replicas.contains_key(&CopysetId(99)));
+}

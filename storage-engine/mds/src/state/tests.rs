@@ -357,9 +357,12 @@ fn shared_sessions_live_side_by_side_and_end_together() {
     let attach = |state: &State, node: &str| log::OpenSession { shared: true, ..open(state, node) };
     let first = attach(&state, "node1");
     let first = opened(&mut state, first);
+    let again = attach(&state, "node1");
+    let again = opened(&mut state, again);
+    assert!(again.epoch > first.epoch, "the only holder fences its own earlier session");
     let second = attach(&state, "node2");
     let second = opened(&mut state, second);
-    assert_eq!(first.epoch, second.epoch);
+    assert_eq!(again.epoch, second.epoch);
     assert_eq!(state.volumes[&volume(7)].sessions.len(), 2);
     let exclusive = open(&state, "node3");
     refusal(&mut state, Kind::OpenSession(exclusive));

@@ -166,6 +166,9 @@ impl State {
         let elsewhere = |session: &&Session| session.node != node;
         let joins = tolerant && volume.sessions.values().any(|session| elsewhere(&session));
         if joins && volume.sessions.values().filter(elsewhere).all(Session::tolerant) {
+            // Raising the epoch would end the other nodes' sessions too. So what the node's own
+            // earlier session had under way is not fenced: copysets know no single session to
+            // refuse, only epochs.
             volume.sessions.retain(|_, session| session.node != node);
         } else {
             volume.check_displaceable(&open)?;

@@ -76,6 +76,43 @@ fn plan(
     Ok(ChangeMembershipRequest::new(members, kept > 0).with_preconditions([condition]))
 }
 
+/// The second step of a change whose first is committed, for its leader, and the log index that
+/// the first step left the configuration at.
+fn plan_finish(metrics: &RaftMetrics) -> Option<(u64, ChangeMembershipRequest<Types>)> {
+    let committed = &metrics.committed_membership_config;
+    let joint = (*committed.log_id())?;
+    if metrics.state != ServerState::Leader
+        || metrics.membership_config.log_id() != committed.log_id()
+        || committed.membership().get_joint_config().len() < 2
+    {
+        return None;
+    }
+    // For openraft any change of a joint configuration starts from its newer half, and leaves
+    // that alone. Nobody asks for removed voters to stay as learners, so they do not.
+    let members = ChangeMembers::AddVoterIds(Ids::new());
+    let condition = Precondition::LastMembershipLogId { last_membership_log_id: Some(joint) };
+    let request = ChangeMembershipRequest::new(members, false).with_preconditions([condition]);
+    Some((joint.index, request))
+}
+
+/// At the leader, finishes in the background a change that was left between its two steps: by a
+/// leader that went, or by a caller that did not wait. Nothing else would, and the old voters
+/// would stay necessary.
+pub(crate) fn finish_half_done(core: &Arc<GroupCore>) {
+    let Some((expected, request)) = core.look(plan_finish) else { return };
+    let core = core.clone();
+    tokio::spawn(async move {
+        // Held by a change that is about to do its second step itself.
+        let Ok(_one_at_a_time) = core.changing.try_lock() else { return };
+        match carry_out(&core, expected, request).await {
+            Ok(index) => tracing::info!(group = %core.id, index, "finished a change of members"),
+            Err(error) => {
+                tracing::warn!(group = %core.id, %error, "change of members not finished");
+            }
+        }
+    });
+}
+
 pub(super) async fn change(
     core: &Arc<GroupCore>,
     expected: u64,
@@ -86,6 +123,14 @@ pub(super) async fn change(
         return Err(ChangeError::InProgress);
     };
     let request = core.look(|metrics| plan(metrics, expected, &voters, &learners))?;
+    carry_out(core, expected, request).await
+}
+
+async fn carry_out(
+    core: &GroupCore,
+    expected: u64,
+    request: ChangeMembershipRequest<Types>,
+) -> Result<u64, ChangeError> {
     let changed = core.raft.change_membership_with_payload(request);
     match tokio::time::timeout(CHANGE_TIMEOUT, changed).await {
         Ok(Ok(outcome)) => Ok(outcome.uniform.log_id.index),

@@ -1,5 +1,6 @@
 //! What a host does on its own: the right to stand for election after a start, room in the log,
-//! connections that nobody needs any more, gauges, handing over at the end.
+//! changes of members that were left half done, connections that nobody needs any more, gauges,
+//! handing over at the end.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, Weak};
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 use super::Host;
 use crate::GroupHandle;
 use crate::core::GroupCore;
+use crate::group::change::finish_half_done;
 use crate::peers::Lane;
 
 /// Between two looks at members and leaders.
@@ -69,6 +71,7 @@ async fn look_after(host: Weak<Host>, pressure: Arc<Notify>) {
         if usage.wal_bytes_used > usage.wal_bytes_total / 2 {
             pressure.notify_one();
         }
+        groups.iter().for_each(finish_half_done);
         // A group that was created while elections were not yet allowed.
         let ripe = groups.iter().filter(|core| core.gate.hold_left(Instant::now()).is_zero());
         ripe.for_each(|core| core.raft.runtime_config().elect(true));

@@ -35,6 +35,9 @@ pub const QUICK: Timing = Timing {
     lease_hold: Duration::from_millis(300),
 };
 
+/// No replica can apply this value, as if its disk were rotten.
+pub const POISON: &str = "poison";
+
 pub type Map = BTreeMap<Bytes, Bytes>;
 
 /// Keys and values in memory, and each value once more at the start of a chunk block, so that
@@ -59,6 +62,9 @@ impl StateMachine for KeyValue {
         header: Bytes,
         payload: Bytes,
     ) -> io::Result<Bytes> {
+        if payload == POISON {
+            return Err(io::Error::other("the value is poisoned"));
+        }
         let (chunk, offset) = block_of(&header);
         apply.write(chunk, offset, payload.clone()).map_err(io::Error::other)?;
         let before = self.map.lock().expect("lock").insert(header, payload);

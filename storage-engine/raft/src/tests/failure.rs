@@ -8,7 +8,7 @@ use curve_wire::auth::{Credentials, Principal};
 use curve_wire::rpc::Connection;
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, GROUP, Map, QUICK, pairs, wait_for};
+use super::cluster::{Cluster, GROUP, Map, PATIENCE, POISON, QUICK, pairs, wait_for};
 use crate::Timing;
 use crate::codec::message::{self, decode_vote_reply, encode_vote, read_reply};
 use crate::types::{NodeId, Vote, VoteRequest};
@@ -136,4 +136,23 @@ async fn a_replica_that_just_started_does_not_vote() {
     let voters = cluster.devices(&[0, 1]);
     cluster.host(1).initialize(GROUP, voters).await.expect("initialize");
     assert!(!ask_for_vote(&cluster, 1, GROUP).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_cannot_go_on_is_told_of_and_a_dropped_one_is_not() {
+    let cluster = Cluster::start(1).await;
+    let dropped = CopysetId(GROUP.0 + 1);
+    cluster.form_group(dropped, 1).await;
+    cluster.form(1).await;
+    cluster.leader_of(dropped).await;
+    cluster.leader().await;
+    cluster.host(0).drop_group(dropped).await.expect("drop");
+    let group = cluster.group(0);
+    let poisoned = group.propose("key".into(), POISON.into());
+    let told = tokio::time::timeout(PATIENCE, cluster.host(0).failure());
+    let (answer, told) = tokio::join!(poisoned, told);
+    answer.expect_err("it cannot be applied");
+    let (id, why) = told.expect("told in time");
+    assert_eq!(id, GROUP);
+    assert!(why.contains("the value is poisoned"), "{why}");
 }

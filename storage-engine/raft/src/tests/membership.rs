@@ -1,8 +1,13 @@
 //! Changes of members.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+use curve_types::DeviceId;
+use openraft::EntryPayload;
 
 use super::cluster::{Cluster, GROUP, pairs, wait_for};
+use crate::types::{Membership, NodeId};
 use crate::{ChangeError, GroupReport};
 
 fn report(cluster: &Cluster, number: usize) -> GroupReport {
@@ -95,4 +100,54 @@ async fn a_dropped_replica_leaves_nothing_and_can_be_made_anew() {
         cluster.host(3).drop_group(GROUP).await.expect("drop");
         assert!(cluster.host(3).group(GROUP).is_none(), "round {round}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_a_leader_left_half_done_is_finished_by_the_next() {
+    let mut cluster = Cluster::start(4).await;
+    cluster.form(3).await;
+    cluster.put("key 0", "value 0").await;
+    let leader = cluster.leader().await;
+    let (old, newcomer) = (cluster.devices(&[0, 1, 2]), cluster.devices(&[3]));
+    cluster.host(3).create_group(GROUP).await.expect("create");
+    let index = report(&cluster, leader).config_index.expect("configuration");
+    let group = cluster.group(leader);
+    group.change_membership(index, old.clone(), newcomer).await.expect("add a learner");
+    cluster.agree(&[3], &pairs(0..1)).await;
+
+    let stays = (leader + 1) % 3;
+    let wanted = cluster.devices(&[leader, stays, 3]);
+    let ids = |set: &BTreeSet<DeviceId>| set.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+    let joint = Membership::new_with_defaults(vec![ids(&old), ids(&wanted)], []);
+    // As a change that is under way does, so that this leader does not finish it.
+    let under_way = group.core.changing.lock().await;
+    group.core.raft.append_membership(joint, EntryPayload::Blank, []).await.expect("first step");
+    assert!(report(&cluster, leader).changing);
+    cluster.kill(leader).await;
+    drop(under_way);
+
+    let next = wait_for("the change to be finished", || {
+        [stays, 3].into_iter().find(|number| {
+            let now = report(&cluster, *number);
+            now.is_leader && !now.changing && now.voters == wanted
+        })
+    });
+    let next = next.await;
+    let index = report(&cluster, next).config_index.expect("configuration");
+    let left = cluster.devices(&[stays, 3]);
+    let changed = cluster.group(next).change_membership(index, left, BTreeSet::new()).await;
+    changed.expect("remove the dead leader");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_drop_was_cut_short_is_made_anew_without_its_past() {
+    let cluster = Cluster::start(1).await;
+    cluster.form(1).await;
+    cluster.put("key", "value").await;
+    // Polled once: gone from the host, still in the store.
+    let cut_short = cluster.host(0).drop_group(GROUP);
+    let _ = tokio::time::timeout(Duration::ZERO, cut_short).await;
+    let group = cluster.host(0).create_group(GROUP).await.expect("create");
+    assert!(group.core.is_blank(), "{:?}", group.core.report());
+    assert!(cluster.map(0).is_empty());
 }

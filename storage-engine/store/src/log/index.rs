@@ -71,6 +71,11 @@ impl LogIndex {
         LogState { last_purged: self.last_purged, last }
     }
 
+    /// Entries in memory, those included that only a checkpoint still needs.
+    pub fn len(&self) -> u64 {
+        self.slots.len() as u64
+    }
+
     fn first_index(&self) -> Option<u64> {
         self.slots.front().map(|s| s.position.index)
     }

@@ -56,8 +56,7 @@ impl BatchHeader {
 
     /// Reads a header that lies at the start of `bytes`; None unless it is whole and ours.
     pub fn decode(salt: u64, bytes: &[u8]) -> Option<Self> {
-        let (mut fields, rest) = bytes.split_at_checked(BATCH_HEADER_LEN)?;
-        let _ = rest;
+        let (mut fields, _) = bytes.split_at_checked(BATCH_HEADER_LEN)?;
         if fields.u32().ok()? != MAGIC {
             return None;
         }

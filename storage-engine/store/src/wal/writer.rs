@@ -71,6 +71,9 @@ pub(crate) struct Writer {
     mark_owed: bool,
     /// Fullness at which the pressure callback is due next, in sixteenths of the ring.
     pressure_at: u64,
+    /// Records to be written until the logs' entries are counted again: before, there cannot be
+    /// too many.
+    count_after: u64,
 }
 
 /// Sixteenths of the ring at which pressure begins.
@@ -86,6 +89,8 @@ impl Writer {
             cache_bytes: 0,
             mark_owed: false,
             pressure_at: PRESSURE_FROM,
+            // Those that were found at the open are counted with the first.
+            count_after: 0,
         }
     }
 
@@ -177,6 +182,7 @@ impl Writer {
         self.next.lsn += len;
         self.next.seq += 1;
         self.mark_owed = header.records > 0;
+        self.count_after = self.count_after.saturating_sub(u64::from(header.records));
         self.core.wal.written(len, reserved);
         let stats = &self.core.stats;
         stats.batches.fetch_add(1, Ordering::Relaxed);
@@ -242,6 +248,20 @@ impl Writer {
             self.pressure_at = sixteenths + 1;
             core.call_pressure();
         }
+        if self.count_after == 0 {
+            self.count_entries();
+        }
+    }
+
+    /// Asks for a purge if the logs hold too many entries: a ring that is far from half full of
+    /// small ones could need gigabytes of memory.
+    fn count_entries(&mut self) {
+        let held: u64 = self.core.groups().iter().map(|group| group.log().len()).sum();
+        let most = self.core.options.log_entries_pressed;
+        if held >= most {
+            self.core.press();
+        }
+        self.count_after = most.saturating_sub(held).max(most / 16);
     }
 }
 
