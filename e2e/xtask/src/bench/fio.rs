@@ -56,11 +56,16 @@ pub fn run(work: &Work, target: &Target<'_>, size: u64, seconds: u32) -> Result<
             command.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
         }
     }
+    // Beside what it measures: engines print notes of their own on stdout.
+    let (Target::RawFile(beside) | Target::Nbd(beside)) = target;
+    let report = beside.with_file_name("fio.json");
+    command.arg(format!("--output={}", report.display()));
     let output = command.output().context("start fio: install Debian's package fio")?;
     if !output.status.success() {
         bail!("fio {}: {}", work.name, String::from_utf8_lossy(&output.stderr).trim());
     }
-    let report = serde_json::from_slice(&output.stdout).context("parse fio's JSON")?;
+    let text = std::fs::read(&report).with_context(|| format!("read {}", report.display()))?;
+    let report = serde_json::from_slice(&text).context("parse fio's JSON")?;
     figures(&report).with_context(|| format!("read fio's figures of {}", work.name))
 }
 
