@@ -277,3 +277,42 @@ async fn a_wiped_device_comes_back_as_another_and_a_foreign_one_does_not() -> Re
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swapped_devices_keep_their_identities_and_their_data() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.start_three().await?;
+    cluster.pool_and_volume(32 << 20).await?;
+    let volume = cluster.attach(false).await?;
+    volume.write(1 << 20, fill(5, 2 << 20)).await?;
+    let id_of = |status: &curve_wire::proto::ClusterStatus, name: &str| {
+        let device = status.devices.iter().find(|device| device.name == name && device.up);
+        device.map(|device| device.device_id.clone())
+    };
+    let before = cluster.client.status().await?;
+    let names = ["cs-1", "cs-2"];
+    for name in names {
+        cluster.stop_chunkserver(name).await?;
+    }
+    let [one, other] = names.map(|name| cluster.dir.path().join(format!("{name}.device")));
+    let aside = cluster.dir.path().join("aside");
+    for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+        std::fs::rename(from, to)?;
+    }
+    for name in names {
+        cluster.start_chunkserver(name).await?;
+    }
+    cluster
+        .wait("the identities of the devices", |now| {
+            id_of(now, "cs-1") == id_of(&before, "cs-2")
+                && id_of(now, "cs-2") == id_of(&before, "cs-1")
+        })
+        .await?;
+    cluster.wait_whole().await?;
+    volume.write(2 << 20, fill(6, 1 << 20)).await?;
+    // Both have what the third has: either alone is a quorum with the one that is left.
+    cluster.stop_chunkserver("cs-0").await?;
+    ensure!(volume.read(1 << 20, 1 << 20).await? == fill(5, 1 << 20));
+    ensure!(volume.read(2 << 20, 1 << 20).await? == fill(6, 1 << 20));
+    Ok(())
+}
