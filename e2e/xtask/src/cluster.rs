@@ -36,6 +36,9 @@ use record::{Phase, Record};
 /// A cold start on two busy cores takes about a minute; this is for a machine under load.
 const START_LIMIT: Duration = Duration::from_secs(300);
 
+/// What one node takes of the disk once the examples run on it: images twice, a device of 4 GiB.
+const NODE_BYTES: u64 = 8 << 30;
+
 #[derive(Debug)]
 pub struct Cluster {
     pub paths: Paths,
@@ -85,7 +88,7 @@ impl Cluster {
         let mut record = match Record::load(&self.paths)? {
             Some(record) if record.phase == Phase::Running && record.tools == fingerprint => record,
             Some(_) => {
-                step.line("a former start did not finish or used other tools: starting afresh");
+                step.line("a first start did not finish, or other tools made it: starting afresh");
                 self.remove(true)?;
                 Record::starting(nodes, fingerprint)
             }
@@ -96,10 +99,10 @@ impl Cluster {
         };
         // Made before the nodes start, which only load them: this is where the time goes.
         image::catalog::cluster_images(&self.paths, &self.tools, step)?;
+        self.check_disk(record.nodes.max(nodes))?;
         let reused = record.phase == Phase::Running && self.control_plane_answers();
         if !reused {
             cleanup::processes_and_namespaces(self)?;
-            record.phase = Phase::Starting;
             record.nodes = record.nodes.max(nodes);
             record.save(&self.paths)?;
             step.say("starting the control plane");
@@ -125,6 +128,25 @@ impl Cluster {
         record.save(&self.paths)?;
         let how = if reused { "already running" } else { "started" };
         step.say(format!("{} nodes Ready, {how}", record.nodes));
+        Ok(())
+    }
+
+    /// A full disk would show as evicted pods and lost images much later.
+    fn check_disk(&self, nodes: u8) -> Result<()> {
+        let new = (1..=nodes).filter(|index| !node::dir(self, *index).exists()).count() as u64;
+        let state = &self.paths.state;
+        fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
+        let disk = nix::sys::statvfs::statvfs(state)
+            .with_context(|| format!("ask for the free space of {}", state.display()))?;
+        let free = disk.blocks_available() * disk.fragment_size();
+        ensure!(
+            free >= new * NODE_BYTES,
+            "{} has {} GiB free, {new} new nodes take up to {} GiB: make room, or name a \
+             directory on another disk with CURVE_E2E_DIR",
+            state.display(),
+            free >> 30,
+            (new * NODE_BYTES) >> 30
+        );
         Ok(())
     }
 
@@ -180,6 +202,7 @@ impl Cluster {
         let mut record = Record::load(&self.paths)?.context("no cluster is running")?;
         let index = record.nodes + 1;
         ensure!(index <= MAX_NODES, "the cluster has {MAX_NODES} nodes already");
+        self.check_disk(index)?;
         pki::ensure(self, index)?;
         self.start_node(index)?;
         record.nodes = index;

@@ -15,12 +15,11 @@ pub struct Progress {
     total: usize,
     done: usize,
     started: Instant,
-    timings: Vec<(String, Duration)>,
 }
 
 impl Progress {
     pub fn new(total: usize) -> Progress {
-        Progress { total, done: 0, started: Instant::now(), timings: Vec::new() }
+        Progress { total, done: 0, started: Instant::now() }
     }
 
     /// Runs one stage; what it returns beside its value is shown when it ends.
@@ -32,18 +31,12 @@ impl Progress {
         self.done += 1;
         let mut step = Step::new(format!("[{}/{}] {name}", self.done, self.total));
         let result = work(&mut step);
-        let elapsed = step.started.elapsed();
-        self.timings.push((name.to_string(), elapsed));
         step.finish(result.is_ok());
         result
     }
 
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
-    }
-
-    pub fn timings(&self) -> &[(String, Duration)] {
-        &self.timings
     }
 }
 

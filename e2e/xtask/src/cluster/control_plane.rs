@@ -10,7 +10,7 @@ use super::{Cluster, pki};
 use crate::command::{self, wait_until};
 use crate::progress::Step;
 
-pub const CGROUP: &str = "control-plane";
+const CGROUP: &str = "control-plane";
 pub const PROCESSES: &[&str] =
     &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 

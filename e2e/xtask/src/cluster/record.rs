@@ -15,9 +15,9 @@ const LOCK_FILE: &str = "/run/lock/curve-e2e.lock";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// A run is in the middle of making it, or was killed there: not to be trusted.
+    /// The first run is in the middle of making it, or was killed there: not to be trusted.
     Starting,
-    /// Was complete once; its processes may have ended since.
+    /// Was complete once; its processes may have ended since, and start again with its data.
     Running,
 }
 

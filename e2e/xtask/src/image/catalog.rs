@@ -15,7 +15,7 @@ use crate::tools::{Tools, hex};
 /// Named in containerd's configuration as every pod's sandbox.
 pub const PAUSE: &str = "localhost/pause:1";
 /// The pods of end-to-end tests: fio, mkfs, socat and a shell.
-pub const TEST: &str = "localhost/curve-test:dev";
+const TEST: &str = "localhost/curve-test:dev";
 pub const CURVE_REPOSITORY: &str = "localhost/curve";
 
 const CURVE_PACKAGES: &[&str] =
