@@ -106,23 +106,11 @@ impl CsiError {
             },
         }
     }
-
-    /// The message with its causes, since gRPC carries one text.
-    fn text(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
-    }
 }
 
 impl From<CsiError> for Status {
     fn from(error: CsiError) -> Self {
-        Self::new(error.code(), error.text())
+        Self::new(error.code(), curve_wire::with_causes(&error))
     }
 }
 

@@ -10,7 +10,7 @@ pub const CLUSTER: &str = "cluster";
 /// Key of the pool parameter.
 pub const POOL: &str = "pool";
 /// The pool that a cluster has when nobody made one.
-pub const POOL_DEFAULT: &str = "default";
+const POOL_DEFAULT: &str = "default";
 /// Keys that Kubernetes adds by itself.
 const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
 

@@ -8,7 +8,7 @@ use crate::error::CsiError;
 /// Sizes are multiples of this: fine enough for any claim, coarse enough for every block size.
 pub const SIZE_STEP: u64 = 1 << 20;
 /// Given when the request bounds nothing.
-pub const SIZE_DEFAULT: u64 = 1 << 30;
+const SIZE_DEFAULT: u64 = 1 << 30;
 /// mkfs.xfs makes no file system on less.
 const XFS_SIZE_MIN: u64 = 300 << 20;
 

@@ -1,6 +1,7 @@
 //! A playground as the tests use it: the real binary, started, killed and started again.
 
 use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -65,7 +66,8 @@ impl Drop for Running {
     }
 }
 
-/// A directory for a playground on a real disk, removed with everything in it.
+/// A directory on a real disk, for a playground or what else a test needs; removed with everything
+/// in it.
 /// `CURVE_E2E_KEEP=1` keeps it for inspection.
 pub struct Directory {
     pub path: PathBuf,
@@ -90,6 +92,15 @@ impl Drop for Directory {
             let _ = std::fs::remove_dir_all(&self.path);
         }
     }
+}
+
+/// A port on which a process of a playground listens.
+#[derive(Debug)]
+pub struct Port {
+    /// As `pids.json` has it; `playground` for the parent.
+    pub process: String,
+    pub kind: &'static str,
+    pub address: SocketAddr,
 }
 
 /// A running playground.
@@ -167,6 +178,24 @@ impl Playground {
         Ok(pids.into_iter().filter_map(pid).collect())
     }
 
+    /// Every port of every process, from the plan.
+    pub fn ports(&self) -> Result<Vec<Port>> {
+        let text = std::fs::read(self.dir.join("playground.json")).context("read the plan")?;
+        let plan: Value = serde_json::from_slice(&text).context("parse the plan")?;
+        let children = ["mds", "chunkservers"].into_iter().flat_map(|kind| plan[kind].as_array());
+        let mut found = Vec::new();
+        for process in children.flatten().chain([&plan]) {
+            let name = process["name"].as_str().unwrap_or("playground");
+            for kind in ["grpc", "raft", "data", "metrics"] {
+                if let Some(port) = process[kind].as_u64() {
+                    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
+                    found.push(Port { process: name.to_owned(), kind, address });
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// kill -9 of one child; the playground starts it again.
     pub fn kill_child(&self, name: &str) -> Result<()> {
         let pids = self.pids()?;
@@ -196,18 +225,25 @@ impl Playground {
 
     /// Serves a volume over NBD at `socket`.
     pub fn export(&self, volume: &str, socket: &Path) -> Result<Running> {
+        self.export_with(volume, socket, &[])
+    }
+
+    pub fn export_with(&self, volume: &str, socket: &Path, args: &[&str]) -> Result<Running> {
         let mut child = Command::new(binary()?)
             .args(["volume", "export", volume, "--nbd"])
             .arg(format!("unix:{}", socket.display()))
+            .args(args)
             .env("CURVE_CONFIG", self.config())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
             .context("export the volume")?;
-        wait::until("the NBD socket", SERVING, || match child.try_wait() {
-            Ok(None) if socket.exists() => Ok(()),
+        let ended = wait::until("the NBD socket", SERVING, || match child.try_wait() {
+            Ok(None) if socket.exists() => Ok(None),
+            Ok(Some(status)) => Ok(Some(status)),
             other => Err(format!("{other:?}")),
         })?;
+        ensure!(ended.is_none(), "the export ended: {ended:?}");
         Ok(Running(child))
     }
 

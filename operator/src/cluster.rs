@@ -103,7 +103,7 @@ pub async fn reconcile(
     let result = converge(&cluster, &validated, &observed, &old, &context).await;
     if let Err(error) = &result {
         let now = Timestamp::now();
-        let status = status::interrupted(&old, &crate::describe(error), generation, now);
+        let status = status::interrupted(&old, &curve_wire::with_causes(error), generation, now);
         publish_changes(&cluster, &old, &status, &context).await?;
     }
     result

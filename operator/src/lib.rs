@@ -16,17 +16,3 @@ pub mod pool;
 pub mod run;
 #[cfg(test)]
 mod scenario;
-
-/// An error with its causes on one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text += &format!(": {next}");
-        }
-        cause = error.source();
-    }
-    text
-}

@@ -94,7 +94,7 @@ async fn find_cluster(
 
 async fn service_of(cluster: &CurveCluster, context: &Context) -> Result<Target, Outcome> {
     let target = cluster::find_target(cluster, context).await;
-    target.map_err(|error| Outcome::Unreachable(crate::describe(&error)))
+    target.map_err(|error| Outcome::Unreachable(curve_wire::with_causes(&error)))
 }
 
 async fn create_pool(pool: &CurvePool, cluster: &CurveCluster, context: &Context) -> Outcome {

@@ -192,7 +192,12 @@ async fn observe<E: std::error::Error>(
     let result = work.await;
     context.metrics.observe(kind, begun.elapsed(), result.is_err());
     if let Err(error) = &result {
-        tracing::warn!(?kind, name, error = crate::describe(error), "reconciliation failed");
+        tracing::warn!(
+            ?kind,
+            name,
+            error = curve_wire::with_causes(error),
+            "reconciliation failed"
+        );
     }
     result
 }

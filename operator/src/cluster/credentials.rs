@@ -17,9 +17,9 @@ use super::dereference::Observed;
 use super::names::ClusterKey;
 
 /// Keys of the Secrets.
-pub const CA_CERT: &str = "ca.crt";
-pub const TLS_CERT: &str = "tls.crt";
-pub const TLS_KEY: &str = "tls.key";
+const CA_CERT: &str = "ca.crt";
+const TLS_CERT: &str = "tls.crt";
+const TLS_KEY: &str = "tls.key";
 pub const CLUSTER_KEY: &str = "cluster.key";
 
 /// Everything secret that the build step puts into Secrets.

@@ -137,7 +137,7 @@ fn views(set: &StatefulSet, pods: &[Pod]) -> Vec<PodView> {
 }
 
 /// When the pod became ready, if it is.
-pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
+fn ready_since(pod: &Pod) -> Option<Timestamp> {
     let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.find(|c| c.type_ == "Ready" && c.status == "True")?;
     Some(ready.last_transition_time.as_ref().map_or(Timestamp::MIN, |time| time.0))

@@ -9,9 +9,6 @@ use curve_wire::proto;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The lower half of an epoch counts the incarnations of one session's holder.
-const INCARNATION_BITS: u32 = 32;
-
 /// A session opened by `MdsClient::attach`. Whoever holds it can write the volume until a newer
 /// session fences it: store it like a key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +65,8 @@ impl Session {
     /// The session for a holder that restarts: everything that the previous holder still has in
     /// flight is fenced when a volume is opened with it. Required before a session is opened again.
     pub fn next_incarnation(mut self) -> Self {
-        self.epoch = Epoch(self.epoch.0 + 1);
+        self.epoch = self.epoch.next_incarnation();
         self
-    }
-
-    /// How often this session's holder has restarted.
-    pub fn incarnation(&self) -> u64 {
-        self.epoch.0 & ((1 << INCARNATION_BITS) - 1)
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -87,7 +79,7 @@ impl Session {
         let principal = Principal::Session {
             session: self.id,
             volume: self.volume,
-            epoch: Epoch(self.epoch.0 >> INCARNATION_BITS << INCARNATION_BITS),
+            epoch: Epoch::of_attachment(self.epoch.attachment()),
             read_only: self.read_only,
         };
         Ok(Credentials::session(principal, key))

@@ -13,6 +13,7 @@ pub use metrics::VolumeMetrics;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,7 +21,7 @@ use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, split_range};
 use curve_wire::chunk::{ChunkRange, Command, KIND_PROPOSE, KIND_READ, Read, Writer};
 use futures::future::join_all;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -78,7 +79,8 @@ struct Shared {
     mds: MdsClient,
     session: Session,
     options: VolumeOptions,
-    size: watch::Sender<u64>,
+    /// Bytes; only grows.
+    size: AtomicU64,
     fate: Fate,
     sequence: Sequence,
     writes: RangeLock,
@@ -110,7 +112,7 @@ impl Volume {
             Submitter::new(session.pool, topology, credentials, metrics.retries.clone());
         let blocks = (options.in_flight_bytes_max / BLOCK_SIZE).clamp(1, u64::from(u32::MAX) >> 4);
         let shared = Arc::new(Shared {
-            size: watch::channel(session.size).0,
+            size: AtomicU64::new(session.size),
             fate: Fate::new(),
             sequence: Sequence::default(),
             writes: RangeLock::default(),
@@ -123,7 +125,7 @@ impl Volume {
             metrics,
         });
         shared.submitter.ready(shared.deadline()).await?;
-        if shared.session.incarnation() > 0 && !shared.session.read_only {
+        if shared.session.epoch.incarnation() > 0 && !shared.session.read_only {
             shared.fence_earlier_incarnations().await?;
         }
         let task = tokio::spawn(lease::keep(Arc::downgrade(&shared)));
@@ -132,11 +134,6 @@ impl Volume {
 
     pub fn session(&self) -> &Session {
         &self.shared.session
-    }
-
-    /// Follows the size, which grows on resize.
-    pub fn watch_size(&self) -> watch::Receiver<u64> {
-        self.shared.size.subscribe()
     }
 
     /// Asks the MDS for the size at once instead of with the next renewal, and returns it.
@@ -169,7 +166,7 @@ impl Volume {
 #[async_trait]
 impl BlockDevice for Volume {
     fn size(&self) -> u64 {
-        *self.shared.size.borrow()
+        self.shared.size.load(Ordering::Relaxed)
     }
 
     fn read_only(&self) -> bool {
@@ -258,11 +255,7 @@ impl Shared {
     }
 
     fn grow(&self, size: u64) {
-        self.size.send_if_modified(|current| {
-            let grown = size > *current;
-            *current = size.max(*current);
-            grown
-        });
+        self.size.fetch_max(size, Ordering::Relaxed);
     }
 
     async fn measured<T>(
@@ -282,7 +275,7 @@ impl Shared {
 
     fn check_range(&self, offset: u64, len: u64) -> Result<Range<u64>, BlockError> {
         self.fate.check()?;
-        let size = *self.size.borrow();
+        let size = self.size.load(Ordering::Relaxed);
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(offset..end),
             _ => Err(BlockError::OutOfRange { offset, len, size }),

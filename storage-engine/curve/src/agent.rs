@@ -14,12 +14,13 @@ use curve_attach::agent::{
 use curve_attach::private_socket;
 use curve_wire::pki::Identity;
 use curve_wire::proto::agent_client::AgentClient;
-use curve_wire::telemetry::{self, Registry};
+use curve_wire::telemetry::Registry;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::lifetime;
+use crate::metrics::{self, MetricsPort};
 use kubernetes::Secrets;
 
 /// An idle agent of the command line ends after this.
@@ -84,6 +85,11 @@ async fn serve(args: Args) -> Result<()> {
         started = Agent::start(options, &mut registry) => started.context("take over the state directory")?,
         () = &mut stop => return Ok(()),
     };
+    // Before the socket, at which volumes are attached as soon as it is there.
+    let port = match args.listen_metrics.zip(args.metrics_tls_dir.as_deref()) {
+        Some((address, dir)) => Some(MetricsPort::bind(address, Identity::load(dir)?).await?),
+        None => None,
+    };
     if let Some(parent) = args.socket.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
@@ -95,11 +101,10 @@ async fn serve(args: Args) -> Result<()> {
     let ended = async {
         tokio::select! { () = stop => {}, () = idle => {} }
     };
+    let service = AgentService::new(agent.clone(), args.listen_metrics);
     let result = tokio::select! {
-        served = AgentService::new(agent.clone()).serve(listener, ended) => {
-            served.context("serve the agent's socket")
-        }
-        failed = serve_metrics(&args, registry) => failed,
+        served = service.serve(listener, ended) => served.context("serve the agent's socket"),
+        failed = metrics::serve(port, registry) => failed,
     };
     agent.stop().await;
     result
@@ -114,17 +119,6 @@ async fn idle(agent: &Agent) {
             return;
         }
     }
-}
-
-/// Ends only by failing.
-async fn serve_metrics(args: &Args, registry: Registry) -> Result<()> {
-    let (Some(address), Some(dir)) = (args.listen_metrics, &args.metrics_tls_dir) else {
-        return std::future::pending().await;
-    };
-    let identity = Identity::load(dir)?;
-    let listener = tokio::net::TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("listen on {address}"))?;
-    telemetry::serve_metrics(listener, &identity, Arc::new(registry)).await.context("serve metrics")
 }
 
 /// A client of the agent at that socket; the first call connects.

@@ -1,13 +1,15 @@
 //! `curve playground`: a whole cluster as child processes on loopback. `plan` says what runs and
-//! where, `pki` makes its certificates, `child` keeps a process running, `ready` waits until IO
-//! would succeed.
+//! where, `pki` makes its certificates, `child` keeps a process running, `metrics` counts that,
+//! `ready` waits until IO would succeed.
 
 mod child;
+mod metrics;
 mod pki;
 mod plan;
 mod ready;
 
 use std::fs::{File, OpenOptions};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,13 +17,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use curve_types::ByteSize;
+use curve_wire::pki::Identity;
+use curve_wire::telemetry::Registry;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::lifetime;
+use crate::metrics::MetricsPort;
 use child::{Child, Pids};
+use metrics::Metrics;
 pub use plan::BadPlan;
 use plan::{Plan, Wanted};
 
@@ -87,17 +93,24 @@ async fn start(args: StartArgs) -> Result<()> {
     plan.make_device_dirs(&dir)?;
     pki::make_certificates(&dir, &plan)?;
     plan.write_client_toml(&dir)?;
+    let identity = Identity::load(&pki::tls_dir(&dir, pki::ADMIN))?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, plan.metrics));
+    let port = MetricsPort::bind(address, identity).await?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
     let pids = Rc::new(Pids::new(&dir));
     let (ending, end) = watch::channel(false);
     let mut children = JoinSet::new();
     for command in plan.commands(&dir, args.out_after_secs) {
-        let child = Child::new(command, pids.clone(), end.clone());
+        let counts = metrics.of(&command.name);
+        let child = Child::new(command, pids.clone(), counts, end.clone());
         children.spawn_local(child.run());
     }
     let outcome = tokio::select! {
         () = stop => Ok(()),
         failed = run_until_failure(&dir, &plan, &pids) => failed,
         Some(failed) = children.join_next() => failed.context("a child's task")?,
+        failed = crate::metrics::serve(Some(port), registry) => failed,
     };
     ending.send_replace(true);
     let ended = async { while children.join_next().await.is_some() {} };
@@ -132,6 +145,7 @@ async fn run_until_failure(dir: &Path, plan: &Plan, pids: &Pids) -> Result<()> {
         ready: true,
         config: dir.join("client.toml"),
         dir,
+        metrics: plan::loopback(plan.metrics),
         cluster_id: found.cluster_id,
         mds: plan
             .mds
@@ -164,6 +178,8 @@ struct Ready<'a> {
     ready: bool,
     config: PathBuf,
     dir: &'a Path,
+    /// Address of the playground's own metrics.
+    metrics: String,
     cluster_id: String,
     mds: Vec<Running<'a>>,
     chunkservers: Vec<Running<'a>>,

@@ -3,12 +3,10 @@
 mod attach;
 mod export;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::Subcommand;
 use curve_client::{CreateVolume, MdsClient};
-use curve_types::ByteSize;
+use curve_types::{ByteSize, Epoch};
 use curve_wire::proto;
 use serde_json::{Value, json};
 
@@ -69,24 +67,11 @@ enum Verb {
     #[command(after_help = "Example:
   curve volume export data --nbd unix:/tmp/data.sock
   nbdcopy image.raw 'nbd+unix:///data?socket=/tmp/data.sock'")]
-    Export {
-        name: String,
-        /// Socket to listen on, unix:/PATH.
-        #[arg(long, value_name = "unix:/PATH", value_parser = export::parse_address)]
-        nbd: PathBuf,
-        #[command(flatten)]
-        mode: Mode,
-    },
+    Export(export::Args),
     /// Make a block device of a volume on this machine, and print it. Needs root.
     #[command(after_help = "Example:
   device=$(curve volume attach data) && mkfs.ext4 $device")]
-    Attach {
-        name: String,
-        #[command(flatten)]
-        mode: Mode,
-        #[command(flatten)]
-        state: attach::StateArgs,
-    },
+    Attach(attach::Args),
     /// Take the block device away.
     #[command(after_help = "Example:
   curve volume detach data")]
@@ -126,10 +111,8 @@ pub fn run(args: Args) -> Result<()> {
                 print_one(format, &volume)
             }
             Verb::Delete { name } => Ok(mds.delete_volume(&*name).await?),
-            Verb::Export { name, nbd, mode } => export::run(&mds, &name, &nbd, mode).await,
-            Verb::Attach { name, mode, state } => {
-                attach::attach(&state, &cluster, &mds, &name, mode, format).await
-            }
+            Verb::Export(args) => export::run(args, &cluster, &mds).await,
+            Verb::Attach(args) => attach::attach(args, &cluster, &mds, format).await,
             Verb::Detach { name, state } => attach::detach(&state, &mds, &name).await,
         }
     })
@@ -161,7 +144,7 @@ async fn list(format: Format, mds: &MdsClient) -> Result<()> {
 
 fn attached_to(volume: &proto::Volume) -> String {
     let sessions = volume.sessions.iter();
-    let each = sessions.map(|s| format!("{} (epoch {})", s.node, s.epoch >> 32));
+    let each = sessions.map(|s| format!("{} (epoch {})", s.node, Epoch(s.epoch).attachment()));
     each.collect::<Vec<_>>().join(", ")
 }
 

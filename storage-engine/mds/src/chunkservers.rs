@@ -8,6 +8,7 @@ use curve_types::{CopysetId, DeviceId, Epoch, VolumeId};
 use curve_wire::auth::{Credentials, Key, Principal};
 use curve_wire::chunk::{ChunkError, ChunkReply, Command, KIND_PROPOSE, decode_reply};
 use curve_wire::rpc::Connection;
+use curve_wire::with_causes;
 use thiserror::Error;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -17,7 +18,7 @@ use crate::node::Node;
 
 /// A fence is tried for so long: longer than the election of a leader for every copyset after a
 /// node was lost, shorter than what callers wait.
-pub const FENCE_DEADLINE: Duration = Duration::from_secs(40);
+const FENCE_DEADLINE: Duration = Duration::from_secs(40);
 /// Between two rounds over a copyset's replicas.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// A replica that takes longer is passed over: the next one may know a leader.
@@ -69,24 +70,12 @@ impl Chunkservers {
         }
         // Not under the lock: a device that does not answer must not hold up the others.
         let opened = Connection::open(address, &self.credentials, device).await;
-        let connection = Arc::new(opened.map_err(|error| full_message(&error))?);
+        let connection = Arc::new(opened.map_err(|error| with_causes(&error))?);
         let mut connections = self.connections.lock().await;
         connections.retain(|_, other| !other.is_closed());
         connections.insert(device, connection.clone());
         Ok(connection)
     }
-}
-
-/// An error with its causes, for messages that leave the process.
-pub fn full_message(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        message.push_str(": ");
-        message.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    message
 }
 
 /// Makes every copyset of the volume refuse what is below `epoch`.

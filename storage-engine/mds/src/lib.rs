@@ -24,7 +24,6 @@ mod state;
 mod testing;
 mod view;
 
-pub use node::LEADER_METADATA;
 pub use options::{
     DEVICE_SIZE_DEFAULT, MdsOptions, OUT_AFTER_DEFAULT, OptionsError, ParsePeerError, Peer,
 };

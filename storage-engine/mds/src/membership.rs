@@ -36,7 +36,7 @@ pub enum Step {
 }
 
 /// Pure. `others` are the descriptions of all other configured peers, `None` for silent ones.
-pub fn next_step<'a>(
+fn next_step<'a>(
     own: (&str, DeviceId),
     others: impl IntoIterator<Item = (&'a str, Option<PeerDescription>)>,
 ) -> Step {

@@ -22,9 +22,6 @@ use crate::peers::Peers;
 use crate::state::{Reason, Refusal, State};
 use crate::view::{Moment, Scene, View};
 
-/// Metadata that names the leader in answers of the others.
-pub const LEADER_METADATA: &str = "curve-leader";
-
 pub struct Node {
     pub device: DeviceId,
     pub cluster_name: String,
@@ -125,7 +122,7 @@ impl Node {
         if leadership.is_leader && serving == leadership.term {
             return Ok(serving);
         }
-        Err(self.not_leader(leadership.leader))
+        Err(not_leader())
     }
 
     /// Leads, and its applied state contains everything that was acknowledged before.
@@ -133,18 +130,9 @@ impl Node {
         let term = self.leading()?;
         match self.group.read_barrier().await {
             Ok(()) => Ok(term),
-            Err(ReadError::NotLeader { leader }) => Err(self.not_leader(leader)),
+            Err(ReadError::NotLeader { .. }) => Err(not_leader()),
             Err(error) => Err(Status::unavailable(error.to_string())),
         }
-    }
-
-    fn not_leader(&self, leader: Option<DeviceId>) -> Status {
-        let mut status = Status::unavailable("not the leader");
-        let name = leader.filter(|id| *id != self.device).and_then(|id| self.peers.name_of(id));
-        if let Some(name) = name.and_then(|name| name.parse().ok()) {
-            status.metadata_mut().insert(LEADER_METADATA, name);
-        }
-        status
     }
 
     /// Carries out a mutation, once per request id.
@@ -174,7 +162,7 @@ impl Node {
         let raw =
             self.group.propose(command.encode_to_vec().into()).await.map_err(
                 |error| match error {
-                    ProposeError::NotLeader { leader } => self.not_leader(leader),
+                    ProposeError::NotLeader { .. } => not_leader(),
                     ProposeError::TooLong(_) => Status::invalid_argument(error.to_string()),
                     _ => Status::unavailable(error.to_string()),
                 },
@@ -192,6 +180,11 @@ impl Node {
             None => Err(Status::internal("the state machine gave no answer")),
         }
     }
+}
+
+/// A follower's answer: the caller asks the next member.
+fn not_leader() -> Status {
+    Status::unavailable("not the leader")
 }
 
 /// A refusal at the edge.

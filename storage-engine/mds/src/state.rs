@@ -20,8 +20,6 @@ pub use apply::{DEFAULT_POOL, validate_name};
 
 /// Longest name of anything, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
-/// The epoch's upper half counts attachments; agents count their restarts in the lower half.
-pub const EPOCH_STEP: u64 = 1 << 32;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cluster {

@@ -206,7 +206,8 @@ impl rpc::Service for Memory {
             (false, _) => Err(ChunkError::Forbidden),
             (true, Some(error)) => Err(error),
             (true, None) => {
-                let command = Command::decode(&request.frame.body).expect("a command");
+                let (header, payload) = Command::split(&request.frame.body).expect("a header");
+                let command = Command::decode_parts(&header, payload).expect("a command");
                 let mut commands = self.0.commands.lock().expect("no panic while held");
                 commands.entry(request.frame.header.group).or_default().push(command);
                 Ok(Bytes::new())

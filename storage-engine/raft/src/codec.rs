@@ -129,7 +129,7 @@ pub(crate) fn put_position(out: &mut BytesMut, position: &LogPosition) {
     out.put_u64_le(position.index);
 }
 
-pub(crate) fn put_log_id(out: &mut BytesMut, id: &LogId) {
+fn put_log_id(out: &mut BytesMut, id: &LogId) {
     put_position(out, &position(id));
 }
 

@@ -143,7 +143,7 @@ impl GroupCore {
         response
     }
 
-    pub fn has_lost(&self, leader: DeviceId) -> bool {
+    fn has_lost(&self, leader: DeviceId) -> bool {
         leader != self.device() && self.shared.peers.link(leader, Lane::Control).lost()
     }
 

@@ -207,7 +207,7 @@ impl RaftNetworkV2<Types> for Network {
             sent = send => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(vote)),
                 Err(error) => {
-                    let error = crate::peers::Chain(&error).to_string();
+                    let error = curve_wire::with_causes(&error);
                     tracing::warn!(group = %self.shared.group, target = %self.target, error, "snapshot not sent");
                     Err(Unreachable::from_string(error).into())
                 }

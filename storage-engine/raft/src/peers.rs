@@ -9,6 +9,7 @@ use std::time::Duration;
 use curve_types::DeviceId;
 use curve_wire::auth::Credentials;
 use curve_wire::rpc::{Connection, RpcError};
+use curve_wire::with_causes;
 use rand::Rng;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -186,7 +187,7 @@ async fn keep(
             }
             Err(error) => {
                 peers.metrics.connection_errors.get_or_create(&kind).inc();
-                tracing::debug!(%device, lane = lane.name(), error = %Chain(&error), "no connection");
+                tracing::debug!(%device, lane = lane.name(), error = with_causes(&error), "no connection");
                 state.send_modify(|s| s.failures = s.failures.saturating_add(1));
             }
         }
@@ -198,19 +199,4 @@ async fn keep(
 fn backoff(failures: u32) -> Duration {
     let most = BACKOFF_MAX.min(BACKOFF_MIN * (1 << failures.min(8)));
     most.mul_f64(rand::rng().random_range(0.5..1.0))
-}
-
-/// An error with its causes, for a log line.
-pub(crate) struct Chain<'a>(pub &'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -103,12 +103,60 @@ number_id!(
 );
 number_id!(
     /// Orders the attachments of one volume: a higher epoch fences every lower one. The upper 32
-    /// bits are raised by the MDS at each attach, the lower 32 by an agent that resumes its own
-    /// session.
+    /// bits count attachments and are raised by the MDS; the lower 32 count how often the holder
+    /// of a session resumed it, and are raised by the holder.
     Epoch(u64)
 );
+
+/// Width of an epoch's lower half.
+const INCARNATION_BITS: u32 = 32;
+
+impl Epoch {
+    /// What the MDS grants to a volume's `n`th attachment, before its holder ever restarted.
+    pub const fn of_attachment(n: u64) -> Self {
+        Self(n << INCARNATION_BITS)
+    }
+
+    /// Which of the volume's attachments this is; what a session's key is made for.
+    pub const fn attachment(self) -> u64 {
+        self.0 >> INCARNATION_BITS
+    }
+
+    /// How often the holder of the session has resumed it.
+    pub const fn incarnation(self) -> u64 {
+        self.0 & ((1 << INCARNATION_BITS) - 1)
+    }
+
+    /// Fences every attachment so far, with all their incarnations.
+    pub const fn next_attachment(self) -> Self {
+        Self::of_attachment(self.attachment() + 1)
+    }
+
+    /// Fences what the previous holder of the same session left in flight.
+    pub const fn next_incarnation(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
 
 impl CopysetId {
     /// The MDS's own Raft group.
     pub const MDS: Self = Self(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_counts_attachments_above_incarnations() {
+        let third = Epoch(3 << 32);
+        assert_eq!(Epoch::of_attachment(3), third);
+        assert_eq!((third.attachment(), third.incarnation()), (3, 0));
+        let resumed = third.next_incarnation().next_incarnation();
+        assert_eq!((resumed.attachment(), resumed.incarnation()), (3, 2));
+        assert_eq!(Epoch::default().next_attachment(), Epoch::of_attachment(1));
+        let last = Epoch(third.0 | u64::from(u32::MAX));
+        assert!(third < resumed && resumed < last && last < resumed.next_attachment());
+        assert_eq!(resumed.next_attachment(), Epoch::of_attachment(4));
+    }
 }

@@ -25,7 +25,7 @@ pub const KIND_PROPOSE: u16 = 0x0201;
 /// Frame kind of a read.
 pub const KIND_READ: u16 = 0x0202;
 /// Bytes before the payload.
-pub const OP_HEADER_LEN: usize = 64;
+const OP_HEADER_LEN: usize = 64;
 
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
@@ -189,12 +189,6 @@ impl Command {
         OpHeader { op, offset: 0, len: 0, index: 0, volume, writer }
     }
 
-    /// Decodes header and payload that lie in one buffer; the payload is not copied.
-    pub fn decode(raw: &Bytes) -> Result<Self, ChunkMessageError> {
-        let (header, payload) = Self::split(raw)?;
-        Self::decode_parts(&header, payload)
-    }
-
     /// Cuts a command between header and payload, without copying or looking into either.
     pub fn split(raw: &Bytes) -> Result<(Bytes, Bytes), ChunkMessageError> {
         if raw.len() < OP_HEADER_LEN {
@@ -356,9 +350,11 @@ mod tests {
         ChunkRange { key, offset, len }
     }
 
-    fn joined(command: &Command) -> Bytes {
+    /// What a chunkserver makes of the command's frame.
+    fn received(command: &Command) -> Result<Command, ChunkMessageError> {
         let (head, data) = command.encode();
-        [&head[..], &data[..]].concat().into()
+        let (header, payload) = Command::split(&[&head[..], &data[..]].concat().into())?;
+        Command::decode_parts(&header, payload)
     }
 
     #[test]
@@ -373,7 +369,7 @@ mod tests {
             Command::DeleteVolume { volume },
         ];
         for command in commands {
-            assert_eq!(Command::decode(&joined(&command)), Ok(command));
+            assert_eq!(received(&command), Ok(command));
         }
         let read = Read { range: range(1, 2), session: SessionId(4), epoch: Epoch(5) };
         assert_eq!(Read::decode(&read.encode()), Ok(read));
@@ -383,7 +379,7 @@ mod tests {
     fn a_range_outside_the_chunk_is_refused() {
         for (offset, len) in [(0, 0), (4 << 20, 1), (1, 4 << 20), (u32::MAX, u32::MAX)] {
             let command = Command::Discard { range: range(offset, len), writer: Writer::default() };
-            let decoded = Command::decode(&joined(&command));
+            let decoded = received(&command);
             assert_eq!(decoded, Err(ChunkMessageError::Range { offset, len }));
         }
     }
@@ -393,7 +389,7 @@ mod tests {
         let data = Bytes::from_static(b"abcd");
         let command = Command::Write { range: range(0, 3), writer: Writer::default(), data };
         let expected = ChunkMessageError::Payload { found: 4, expected: 3 };
-        assert_eq!(Command::decode(&joined(&command)), Err(expected));
+        assert_eq!(received(&command), Err(expected));
     }
 
     #[test]

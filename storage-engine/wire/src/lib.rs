@@ -6,12 +6,15 @@
 //! placement, no retry policy lives here.
 
 pub mod auth;
+mod causes;
 pub mod chunk;
 pub mod frame;
 pub mod pki;
 pub mod rpc;
 pub mod telemetry;
 pub mod tls;
+
+pub use causes::with_causes;
 
 /// Generated from `proto/curve/*.proto`.
 pub mod proto {

@@ -2,8 +2,7 @@
 //!
 //! Pods run as root because a directory of a node belongs to root and kubelet changes no owner
 //! there (`fsGroup` does not apply to hostPath); in exchange they have no capability, a read-only
-//! root file system, no way to gain privileges and the runtime's seccomp profile. That profile
-//! blocks io_uring on most runtimes: the store then falls back to its thread pool.
+//! root file system, no way to gain privileges and the runtime's seccomp profile.
 //!
 //! The update strategy is OnDelete: the operator restarts pods one at a time and looks at the
 //! health of the cluster in between, which no StatefulSet controller does.

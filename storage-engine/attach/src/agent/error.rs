@@ -2,6 +2,7 @@
 
 use curve_client::{BlockError, MdsError, MdsErrorKind};
 use curve_types::ClusterId;
+use curve_wire::with_causes;
 use thiserror::Error;
 use tonic::{Code, Status};
 
@@ -78,12 +79,6 @@ impl AgentError {
 
 impl From<AgentError> for Status {
     fn from(error: AgentError) -> Self {
-        let mut message = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(source) = cause {
-            message = format!("{message}: {source}");
-            cause = source.source();
-        }
-        Self::new(error.code(), message)
+        Self::new(error.code(), with_causes(&error))
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use curve_client::{MdsClient, VolumeMetrics};
 use curve_wire::proto;
 use curve_wire::telemetry::Registry;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
 use super::attachment::{Attachment, Means, Wanted};
@@ -40,6 +41,8 @@ struct Shared {
     state: Arc<StateDir>,
     source: Arc<dyn ConnectionSource>,
     metrics: VolumeMetrics,
+    /// Exported also while nothing is attached: that the agent is there.
+    attachments: Gauge,
     slots: Mutex<HashMap<VolumeHandle, Slot>>,
     /// Clients by the addresses and certificate they were made of, so that volumes of a cluster
     /// share connections and one watch of its topology.
@@ -69,11 +72,15 @@ impl Agent {
         if cleaned > 0 {
             tracing::warn!(cleaned, "took away what a dead agent had attached");
         }
+        let attachments = Gauge::default();
+        let help = "Volumes attached to this node, those under way included";
+        registry.register("curve_agent_attachments", help, attachments.clone());
         Ok(Self(Arc::new(Shared {
             node: options.node,
             state,
             source: options.source,
             metrics: VolumeMetrics::register(registry),
+            attachments,
             slots: Mutex::default(),
             clients: Mutex::default(),
             attached: watch::Sender::new(0),
@@ -166,6 +173,7 @@ impl Shared {
     }
 
     fn count(&self, attached: usize) {
+        self.attachments.set(i64::try_from(attached).unwrap_or(i64::MAX));
         self.attached.send_if_modified(|count| std::mem::replace(count, attached) != attached);
     }
 

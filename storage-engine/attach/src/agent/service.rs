@@ -1,5 +1,7 @@
 //! The agent over gRPC on its private Unix socket.
 
+use std::net::SocketAddr;
+
 use curve_wire::proto::agent_server::{Agent as AgentRpc, AgentServer};
 use curve_wire::proto::{
     AttachBlockRequest, AttachBlockResponse, DetachBlockRequest, DetachBlockResponse,
@@ -15,11 +17,15 @@ use super::{Agent, AgentError};
 const CALLS_MAX: usize = 64;
 
 /// Translates calls and nothing else.
-pub struct AgentService(Agent);
+pub struct AgentService {
+    agent: Agent,
+    listen_metrics: Option<SocketAddr>,
+}
 
 impl AgentService {
-    pub fn new(agent: Agent) -> Self {
-        Self(agent)
+    /// `listen_metrics` is what it says of the process: where that serves metrics.
+    pub fn new(agent: Agent, listen_metrics: Option<SocketAddr>) -> Self {
+        Self { agent, listen_metrics }
     }
 
     /// Serves until `stop` resolves and the calls under way are answered.
@@ -42,7 +48,7 @@ impl AgentRpc for AgentService {
         &self,
         request: Request<AttachBlockRequest>,
     ) -> Result<Response<AttachBlockResponse>, Status> {
-        let attached = self.0.attach(request.into_inner()).await?;
+        let attached = self.agent.attach(request.into_inner()).await?;
         Ok(Response::new(AttachBlockResponse {
             device: attached.device,
             size: attached.size,
@@ -56,7 +62,7 @@ impl AgentRpc for AgentService {
         request: Request<DetachBlockRequest>,
     ) -> Result<Response<DetachBlockResponse>, Status> {
         let handle = request.get_ref().volume_handle.parse().map_err(AgentError::from)?;
-        self.0.detach(handle).await?;
+        self.agent.detach(handle).await?;
         Ok(Response::new(DetachBlockResponse {}))
     }
 
@@ -65,7 +71,7 @@ impl AgentRpc for AgentService {
         request: Request<ResizeBlockRequest>,
     ) -> Result<Response<ResizeBlockResponse>, Status> {
         let handle = request.get_ref().volume_handle.parse().map_err(AgentError::from)?;
-        let size = self.0.resize(handle).await?;
+        let size = self.agent.resize(handle).await?;
         Ok(Response::new(ResizeBlockResponse { size }))
     }
 
@@ -73,7 +79,9 @@ impl AgentRpc for AgentService {
         &self,
         _request: Request<ListAttachmentsRequest>,
     ) -> Result<Response<ListAttachmentsResponse>, Status> {
-        let attachments = self.0.list().await;
-        Ok(Response::new(ListAttachmentsResponse { attachments }))
+        let attachments = self.agent.list().await;
+        let listen_metrics = self.listen_metrics.map(|address| address.to_string());
+        let listen_metrics = listen_metrics.unwrap_or_default();
+        Ok(Response::new(ListAttachmentsResponse { attachments, listen_metrics }))
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use curve_client::BlockDevice;
+use curve_wire::with_causes;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -66,8 +67,7 @@ impl NbdServer {
             clients.spawn(async move {
                 let _slot = slot;
                 if let Err(error) = connection::serve(stream, device, export, stop).await {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::warn!(%error, cause, "an NBD connection ended");
+                    tracing::warn!(error = with_causes(&error), "an NBD connection ended");
                 }
             });
         }

@@ -4,10 +4,6 @@ use curve_types::{Epoch, SessionId, VolumeId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{ChunkError, Command, Read, Writer};
 
-/// The lower half of an epoch counts the incarnations of a session's holder; the upper half is the
-/// MDS's and part of what the session's key was made for.
-const INCARNATION_BITS: u32 = 32;
-
 /// The writer of a command, if it has one.
 pub(super) fn writer(command: &Command) -> Option<&Writer> {
     match command {
@@ -43,9 +39,7 @@ fn session(
 ) -> Result<(), ChunkError> {
     match *principal {
         Principal::Session { session: own, volume: own_volume, epoch: granted, .. }
-            if own == id
-                && own_volume == volume
-                && epoch.0 >> INCARNATION_BITS == granted.0 >> INCARNATION_BITS =>
+            if own == id && own_volume == volume && epoch.attachment() == granted.attachment() =>
         {
             Ok(())
         }
@@ -60,7 +54,7 @@ mod tests {
     use curve_types::{ChunkIndex, ChunkKey, DeviceId};
     use curve_wire::chunk::ChunkRange;
 
-    const EPOCH: Epoch = Epoch(3 << 32);
+    const EPOCH: Epoch = Epoch::of_attachment(3);
 
     fn write(volume: VolumeId, writer: Writer) -> Command {
         let range =
@@ -78,8 +72,8 @@ mod tests {
         let refused = [
             write(VolumeId::random(), good),
             write(volume, Writer { session: SessionId(8), ..good }),
-            write(volume, Writer { epoch: Epoch(2 << 32), ..good }),
-            write(volume, Writer { epoch: Epoch(4 << 32), ..good }),
+            write(volume, Writer { epoch: Epoch::of_attachment(2), ..good }),
+            write(volume, Writer { epoch: Epoch::of_attachment(4), ..good }),
             Command::Fence { volume, min_epoch: EPOCH },
             Command::DeleteVolume { volume },
         ];

@@ -211,7 +211,7 @@ async fn strangers_and_other_sessions_are_refused() -> Result<()> {
     let principal = |volume| Principal::Session {
         session: SessionId(70),
         volume,
-        epoch: Epoch(7 << 32),
+        epoch: Epoch::of_attachment(7),
         read_only: false,
     };
     let stranger = Credentials::peer(Principal::Mds { device: DeviceId::random() }, &Key::random());
@@ -228,7 +228,7 @@ async fn strangers_and_other_sessions_are_refused() -> Result<()> {
         let key = ChunkKey { volume, index: ChunkIndex(0) };
         ChunkRange { key, offset: 0, len: 512 }
     };
-    let good = Writer { session: SessionId(70), epoch: Epoch(7 << 32), seq: 1, floor: 1 };
+    let good = Writer { session: SessionId(70), epoch: Epoch::of_attachment(7), seq: 1, floor: 1 };
     let forbidden = [
         Command::WriteZeroes { range: range(other), writer: good },
         Command::WriteZeroes {
@@ -237,16 +237,17 @@ async fn strangers_and_other_sessions_are_refused() -> Result<()> {
         },
         Command::WriteZeroes {
             range: range(own),
-            writer: Writer { epoch: Epoch(8 << 32), ..good },
+            writer: Writer { epoch: Epoch::of_attachment(8), ..good },
         },
-        Command::Fence { volume: own, min_epoch: Epoch(9 << 32) },
+        Command::Fence { volume: own, min_epoch: Epoch::of_attachment(9) },
         Command::DeleteVolume { volume: own },
     ];
     for command in forbidden {
         let reply = propose(&connection, copyset, &command).await?;
         ensure!(reply == Err(ChunkError::Forbidden), "{command:?}: {reply:?}");
     }
-    let elsewhere = Read { range: range(other), session: SessionId(70), epoch: Epoch(7 << 32) };
+    let elsewhere =
+        Read { range: range(other), session: SessionId(70), epoch: Epoch::of_attachment(7) };
     ensure!(read(&connection, copyset, elsewhere).await? == Err(ChunkError::Forbidden));
     let unknown = Command::WriteZeroes { range: range(own), writer: good };
     let nowhere = propose(&connection, CopysetId(77), &unknown).await?;

@@ -151,7 +151,7 @@ impl Rig {
     pub fn session(&self, volume: VolumeId, size: u64) -> Result<Session> {
         let mut attachments = self.attachments.lock().expect("unpoisoned");
         *attachments += 1;
-        let (id, epoch) = (SessionId(*attachments), Epoch(*attachments << 32));
+        let (id, epoch) = (SessionId(*attachments), Epoch::of_attachment(*attachments));
         let principal = Principal::Session { session: id, volume, epoch, read_only: false };
         let key = session_key(&self.peer_key, &principal);
         let session = proto::Session {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use curve_wire::pki::{Identity, Role};
-use curve_wire::tls;
+use curve_wire::{tls, with_causes};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
@@ -203,16 +203,8 @@ fn worth_another(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Aborted) || transport
 }
 
-/// A status with the causes that tonic hides behind "transport error".
+/// What a server said, or why the connection failed: then tonic's message is one of the causes.
 fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
+    let cause = std::error::Error::source(status);
+    cause.map_or_else(|| status.message().to_owned(), with_causes)
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use curve_types::DeviceId;
 use curve_wire::auth::Credentials;
-use curve_wire::rpc::{Connection, RpcError};
+use curve_wire::rpc::Connection;
+use curve_wire::with_causes;
 use tokio::time::Instant;
 
 pub(super) struct Connections {
@@ -55,7 +56,7 @@ impl Connections {
                 Ok(connection)
             }
             Err(error) => {
-                let why = describe(&error);
+                let why = with_causes(&error);
                 state.failed = Some((Instant::now(), why.clone()));
                 Err(why)
             }
@@ -66,12 +67,5 @@ impl Connections {
     pub fn retain(&self, known: impl Fn(DeviceId) -> bool) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.retain(|device, _| known(*device));
-    }
-}
-
-fn describe(error: &RpcError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

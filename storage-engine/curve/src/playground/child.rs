@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tokio::sync::watch;
 
 use super::GRACE;
+use super::metrics::ChildMetrics;
 use super::plan::Command;
 
 /// First pause before a restart: a killed child is missed only briefly.
@@ -58,13 +59,19 @@ impl Pids {
 pub struct Child {
     command: Command,
     pids: Rc<Pids>,
+    metrics: ChildMetrics,
     end: watch::Receiver<bool>,
 }
 
 impl Child {
     /// `end` becomes true when the child is to stop for good.
-    pub fn new(command: Command, pids: Rc<Pids>, end: watch::Receiver<bool>) -> Self {
-        Self { command, pids, end }
+    pub fn new(
+        command: Command,
+        pids: Rc<Pids>,
+        metrics: ChildMetrics,
+        end: watch::Receiver<bool>,
+    ) -> Self {
+        Self { command, pids, metrics, end }
     }
 
     /// Returns once the child has ended for good; an error if it cannot be kept running.
@@ -75,6 +82,7 @@ impl Child {
             let Some(status) = self.run_once().await? else { return Ok(()) };
             let name = &self.command.name;
             tracing::warn!(name, %status, "a child ended: starting it again");
+            self.metrics.restarts.inc();
             if started.elapsed() > LIVED {
                 (pause, failures) = (PAUSE_FIRST, 0);
             } else if status.code().is_some() {
@@ -97,6 +105,7 @@ impl Child {
         let mut process = self.spawn()?;
         let pid = process.id();
         self.pids.set(&self.command.name, pid)?;
+        self.metrics.up.set(1);
         let ended = tokio::select! {
             status = process.wait() => Some(status),
             _ = self.end.wait_for(|end| *end) => None,
@@ -114,6 +123,7 @@ impl Child {
                 None
             }
         };
+        self.metrics.up.set(0);
         self.pids.set(&self.command.name, None)?;
         Ok(status)
     }

@@ -1,5 +1,5 @@
 //! Certificates of a playground, made once: `DIR/tls/NAME/` per process, `DIR/tls/admin/` for the
-//! command line, the authority's key beside them.
+//! command line and the playground itself, the authority's key beside them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,9 @@ use curve_wire::pki::{
 };
 
 use super::plan::Plan;
+
+/// Name of the command line's certificate, and of the playground's own.
+pub const ADMIN: &str = "admin";
 
 pub fn tls_dir(dir: &Path, name: &str) -> PathBuf {
     dir.join("tls").join(name)
@@ -33,7 +36,7 @@ pub fn make_certificates(dir: &Path, plan: &Plan) -> Result<()> {
     for server in &plan.chunkservers {
         issue(Role::Chunkserver, &server.name)?;
     }
-    issue(Role::Admin, "admin")?;
+    issue(Role::Admin, ADMIN)?;
     Ok(())
 }
 

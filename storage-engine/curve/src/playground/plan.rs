@@ -39,6 +39,10 @@ impl std::error::Error for BadPlan {}
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Plan {
+    /// The playground's own port. 0 until `extend` gives one: directories made before it had one
+    /// name none.
+    #[serde(default)]
+    pub metrics: u16,
     pub mds: Vec<Mds>,
     pub chunkservers: Vec<Chunkserver>,
 }
@@ -83,7 +87,8 @@ impl Plan {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::default(),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        let plan = existing.extend(wanted, &mut free_port())?;
+        let mut port = free_port(existing.ports());
+        let plan = existing.extend(wanted, &mut port)?;
         let text = serde_json::to_vec_pretty(&plan).context("encode the plan")?;
         let new = path.with_extension("new");
         std::fs::write(&new, text).with_context(|| format!("write {}", new.display()))?;
@@ -118,6 +123,9 @@ impl Plan {
                 "--chunkservers is {chunkservers}, but this directory has {has}: none can be taken away"
             ));
         }
+        if self.metrics == 0 {
+            self.metrics = port()?;
+        }
         for at in has.0..mds {
             let (grpc, raft, metrics) = (port()?, port()?, port()?);
             self.mds.push(Mds { name: format!("mds-{at}"), grpc, raft, metrics });
@@ -133,6 +141,12 @@ impl Plan {
             });
         }
         Ok(self)
+    }
+
+    fn ports(&self) -> HashSet<u16> {
+        let mds = self.mds.iter().flat_map(|mds| [mds.grpc, mds.raft, mds.metrics]);
+        let chunkservers = self.chunkservers.iter().flat_map(|s| [s.data, s.metrics]);
+        mds.chain(chunkservers).chain([self.metrics]).collect()
     }
 
     pub fn endpoints(&self) -> Vec<String> {
@@ -205,9 +219,9 @@ fn command(dir: &Path, role: &str, name: &str, flags: Vec<(&str, String)>) -> Co
     }
 }
 
-/// Gives ports that nobody listens on, each once.
-fn free_port() -> impl FnMut() -> Result<u16> {
-    let mut given = HashSet::new();
+/// Gives ports that nobody listens on, each once, and none of those that are `given` already:
+/// nobody listens on these while the playground is down.
+fn free_port(mut given: HashSet<u16>) -> impl FnMut() -> Result<u16> {
     move || {
         // Starting anywhere keeps two playgrounds that start at once apart.
         let start = rand::random_range(PORTS);
@@ -259,10 +273,24 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_from_before_the_playground_had_a_port_gets_one_and_keeps_the_others() {
+        let plan = extend(Plan::default(), None, None).expect("default");
+        let mut old = serde_json::to_value(&plan).expect("encode");
+        old.as_object_mut().expect("an object").remove("metrics").expect("the port");
+        let old: Plan = serde_json::from_value(old).expect("an old plan");
+        let later = extend(old.clone(), None, None).expect("extend");
+        assert_ne!(later.metrics, 0);
+        assert_eq!(Plan { metrics: 0, ..later.clone() }, old);
+        assert_eq!(extend(later.clone(), None, None).expect("again"), later);
+    }
+
+    #[test]
     fn every_port_is_given_once() {
-        let mut port = free_port();
+        // Half of them are the plan's own, whose processes do not run.
+        let given: HashSet<u16> = PORTS.step_by(2).collect();
+        let mut port = free_port(given.clone());
         let ports: HashSet<u16> = (0..50).map(|_| port().expect("free")).collect();
         assert_eq!(ports.len(), 50);
-        assert!(ports.iter().all(|port| PORTS.contains(port)));
+        assert!(ports.iter().all(|port| PORTS.contains(port) && !given.contains(port)));
     }
 }

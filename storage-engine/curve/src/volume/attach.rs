@@ -1,6 +1,8 @@
 //! `curve volume attach`: block devices on this machine. A small agent in the background, started
 //! when first needed, holds them; it ends when the last one is detached.
 
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use curve_client::MdsClient;
 use curve_wire::proto::{
-    self, AttachBlockRequest, DetachBlockRequest, ListAttachmentsRequest, ResizeBlockRequest,
+    self, AttachBlockRequest, DetachBlockRequest, ListAttachmentsRequest, ListAttachmentsResponse,
+    ResizeBlockRequest,
 };
 use serde_json::json;
 
@@ -22,6 +25,19 @@ use crate::output::{self, Format, id_text};
 const CALL_TIMEOUT: Duration = Duration::from_secs(90);
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(50);
+
+#[derive(clap::Args)]
+pub struct Args {
+    name: String,
+    #[command(flatten)]
+    mode: Mode,
+    #[command(flatten)]
+    state: StateArgs,
+    /// Let the background agent serve metrics over mutual TLS at this address, with the
+    /// configuration's certificate. Refused if an agent runs already and does not.
+    #[arg(long, value_name = "ADDR")]
+    listen_metrics: Option<SocketAddr>,
+}
 
 /// Where the background agent of this machine lives.
 #[derive(clap::Args)]
@@ -38,21 +54,20 @@ impl StateArgs {
 }
 
 pub async fn attach(
-    state: &StateArgs,
+    args: Args,
     cluster: &ClusterArgs,
     mds: &MdsClient,
-    name: &str,
-    mode: Mode,
     format: Format,
 ) -> Result<()> {
+    let Args { name, mode, state, listen_metrics } = args;
     ensure!(nix::unistd::geteuid().is_root(), "making block devices needs root: run it with sudo");
-    let volume = mds.get_volume(name).await?;
+    let volume = mds.get_volume(&*name).await?;
     let handle = handle(mds, &volume).await?;
     if mode.force {
         fence_others(mds, &volume, mode).await?;
     }
-    let connection = remember_connection(state, cluster)?;
-    start_agent(state).await?;
+    let (connection, tls_dir) = remember_connection(&state, cluster)?;
+    start_agent(&state, listen_metrics.map(|address| (address, &*tls_dir))).await?;
     let request = AttachBlockRequest {
         cluster: connection,
         volume_handle: handle,
@@ -116,7 +131,8 @@ async fn fence_others(mds: &MdsClient, volume: &proto::Volume, mode: Mode) -> Re
 }
 
 /// Leaves the cluster's configuration where the agent looks, under a name made from its path.
-fn remember_connection(state: &StateArgs, cluster: &ClusterArgs) -> Result<String> {
+/// Gives that name, and the directory of the certificate.
+fn remember_connection(state: &StateArgs, cluster: &ClusterArgs) -> Result<(String, PathBuf)> {
     let path = cluster.path()?;
     let path = path.canonicalize().with_context(|| format!("find {}", path.display()))?;
     let config = cluster.load()?;
@@ -128,7 +144,7 @@ fn remember_connection(state: &StateArgs, cluster: &ClusterArgs) -> Result<Strin
     let text = toml::to_string(&json!({"mds": config.mds, "tls_dir": tls_dir}))?;
     let file = dir.join("client.toml");
     std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-    Ok(format!("local/{name}"))
+    Ok((format!("local/{name}"), tls_dir))
 }
 
 /// Fowler-Noll-Vo 1a: names need to differ, not to be secret.
@@ -138,17 +154,22 @@ fn fnv(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Starts the background agent unless one answers already.
-async fn start_agent(state: &StateArgs) -> Result<()> {
+/// Starts the background agent unless one answers already. `port` is where it is to serve metrics,
+/// and the directory of the certificate.
+async fn start_agent(state: &StateArgs, port: Option<(SocketAddr, &Path)>) -> Result<()> {
     let socket = state.socket();
-    if answers(&socket).await {
-        return Ok(());
+    if let Some(running) = ask(&socket).await {
+        return check_metrics(state, &running, port);
     }
     let dir = &state.state_dir;
     std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     let log_path = dir.join("agent.log");
     let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path);
     let log = log.with_context(|| format!("open {}", log_path.display()))?;
+    let metrics = port.map(|(address, tls_dir)| {
+        let address = OsString::from(address.to_string());
+        ["--listen-metrics".into(), address, "--metrics-tls-dir".into(), tls_dir.into()]
+    });
     let mut child = Command::new("/proc/self/exe")
         .args(["agent", "--exit-when-idle", "--node", &node_name()?, "--socket"])
         .arg(&socket)
@@ -156,6 +177,7 @@ async fn start_agent(state: &StateArgs) -> Result<()> {
         .arg(dir)
         .arg("--connection-dir")
         .arg(dir.join("connections"))
+        .args(metrics.into_iter().flatten())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -164,7 +186,10 @@ async fn start_agent(state: &StateArgs) -> Result<()> {
         .spawn()
         .context("start the background agent")?;
     let deadline = Instant::now() + START_TIMEOUT;
-    while !answers(&socket).await {
+    let running = loop {
+        if let Some(running) = ask(&socket).await {
+            break running;
+        }
         let ended = child.try_wait().context("watch the background agent")?;
         // Another one may have been started at the same moment and won.
         let alone = ended.is_some() && deadline < Instant::now() + START_TIMEOUT / 2;
@@ -174,11 +199,35 @@ async fn start_agent(state: &StateArgs) -> Result<()> {
             log_path.display()
         );
         tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+    };
+    check_metrics(state, &running, port)
 }
 
-async fn answers(socket: &Path) -> bool {
+/// `None` if no agent answers.
+async fn ask(socket: &Path) -> Option<ListAttachmentsResponse> {
     let mut agent = agent::client(socket, Duration::from_secs(5));
-    socket.exists() && agent.list_attachments(ListAttachmentsRequest {}).await.is_ok()
+    if !socket.exists() {
+        return None;
+    }
+    Some(agent.list_attachments(ListAttachmentsRequest {}).await.ok()?.into_inner())
+}
+
+/// Whoever asks for metrics gets them where it asked, also from an agent that ran already.
+fn check_metrics(
+    state: &StateArgs,
+    running: &ListAttachmentsResponse,
+    port: Option<(SocketAddr, &Path)>,
+) -> Result<()> {
+    let Some((wanted, _)) = port else { return Ok(()) };
+    let has = match &*running.listen_metrics {
+        "" => "without metrics".to_owned(),
+        address => format!("with metrics at {address}"),
+    };
+    ensure!(
+        running.listen_metrics == wanted.to_string(),
+        "--listen-metrics is {wanted}, but the agent of {} runs {has}: the option counts when the \
+         agent starts; it ends ten seconds after the last volume is detached",
+        state.state_dir.display()
+    );
+    Ok(())
 }

@@ -15,7 +15,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::log::WireId;
-use crate::state::EPOCH_STEP;
 use crate::testing::{FakeChunkserver, TestMds, channel, formed_pool, request_id};
 
 const OUT_AFTER: Duration = Duration::from_secs(600);
@@ -89,8 +88,8 @@ async fn a_volume_is_attached_only_once_every_copyset_refuses_older_epochs() {
     let mut admin = volumes(&mds, Role::Admin, "me");
     let volume = create(&mut admin, "data").await;
     let first = admin.attach(attach("data", "node1")).await.expect("attach").into_inner();
-    assert_eq!(first.epoch, EPOCH_STEP);
-    let all: Vec<_> = (1..=8).map(|copyset| (copyset, EPOCH_STEP)).collect();
+    assert_eq!(first.epoch, Epoch::of_attachment(1).0);
+    let all: Vec<_> = (1..=8).map(|copyset| (copyset, Epoch::of_attachment(1).0)).collect();
     assert_eq!(fences(&servers), all);
     let principal = Principal::Session {
         session: SessionId(first.id),
@@ -105,7 +104,7 @@ async fn a_volume_is_attached_only_once_every_copyset_refuses_older_epochs() {
     expect_refusal(refused, Code::FailedPrecondition, sentence);
     let force = proto::AttachRequest { force: true, ..attach("data", "node2") };
     let second = admin.attach(force.clone()).await.expect("force").into_inner();
-    assert_eq!(second.epoch, 2 * EPOCH_STEP);
+    assert_eq!(second.epoch, Epoch::of_attachment(2).0);
     // A retry of the same request finds the same session and fences nothing again.
     let before = fences(&servers).len();
     let again = admin.attach(force).await.expect("retry").into_inner();
@@ -145,7 +144,7 @@ async fn a_fence_that_was_interrupted_is_finished_by_the_next_leader() {
         server.heartbeat().await;
     }
     let session = admin.attach(request).await.expect("retry").into_inner();
-    assert_eq!((session.id, session.epoch), (1, EPOCH_STEP));
+    assert_eq!((session.id, session.epoch), (1, Epoch::of_attachment(1).0));
     let told: std::collections::BTreeSet<_> = fences(&servers).into_iter().collect();
     assert_eq!(told.len(), 8);
 }

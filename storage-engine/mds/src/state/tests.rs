@@ -300,7 +300,7 @@ fn a_live_attachment_elsewhere_stands_in_the_way() {
     let mut state = with_volume();
     let attach = open(&state, "node2");
     let first = opened(&mut state, attach);
-    assert_eq!(first.epoch, EPOCH_STEP);
+    assert_eq!(first.epoch, Epoch::of_attachment(1).0);
     let wanted = open(&state, "node1");
     let (reason, message) = refusal(&mut state, Kind::OpenSession(wanted.clone()));
     assert_eq!(reason, Reason::Precondition);
@@ -309,14 +309,14 @@ fn a_live_attachment_elsewhere_stands_in_the_way() {
     assert_eq!(message, expected);
 
     let forced = opened(&mut state, log::OpenSession { force: true, ..wanted });
-    assert_eq!(forced.epoch, 2 * EPOCH_STEP);
+    assert_eq!(forced.epoch, Epoch::of_attachment(2).0);
     let sessions: Vec<_> = state.volumes[&volume(7)].sessions.keys().map(|id| id.0).collect();
     assert_eq!(sessions, [forced.id]);
     // An expired session and one of the same node stand in nobody's way, and are fenced.
     let again = open(&state, "node1");
-    assert_eq!(opened(&mut state, again).epoch, 3 * EPOCH_STEP);
+    assert_eq!(opened(&mut state, again).epoch, Epoch::of_attachment(3).0);
     let expired = log::OpenSession { live: Vec::new(), ..open(&state, "node3") };
-    assert_eq!(opened(&mut state, expired).epoch, 4 * EPOCH_STEP);
+    assert_eq!(opened(&mut state, expired).epoch, Epoch::of_attachment(4).0);
 }
 
 #[test]
@@ -340,7 +340,7 @@ fn an_agent_attaches_only_what_is_published_to_its_node() {
     // Taking the publication back ends the session and owes a fence.
     let unpublish = log::Unpublish { volume_id: volume(7).to_wire(), node: "node1".to_owned() };
     let answer = apply(&mut state, Kind::Unpublish(unpublish.clone())).expect("unpublish");
-    assert_eq!(answer, answer::Kind::Epoch(session.epoch + EPOCH_STEP));
+    assert_eq!(answer, answer::Kind::Epoch(Epoch(session.epoch).next_attachment().0));
     let found = &state.volumes[&volume(7)];
     assert!(found.sessions.is_empty() && found.publications.is_empty());
     assert!(found.fenced_epoch < found.epoch);

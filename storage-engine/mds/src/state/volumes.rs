@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use curve_types::{ByteSize, Epoch, SessionId, VOLUME_SIZE_MAX, VolumeId};
 
 use super::apply::{Applied, done, validate_name, volume_id};
-use super::{EPOCH_STEP, Publication, Reason, Refusal, Session, State, Volume};
+use super::{Publication, Reason, Refusal, Session, State, Volume};
 use crate::log::{self, WireId, answer};
 
 /// Smallest volume. A file system needs about that much anyway.
-pub const VOLUME_SIZE_MIN: u64 = 1 << 20;
+const VOLUME_SIZE_MIN: u64 = 1 << 20;
 /// Volumes are addressed in sectors of this size.
 const SECTOR: u64 = 512;
 
@@ -205,7 +205,7 @@ impl Volume {
     /// Ends every session: from now on only attachments that come later count.
     fn raise_epoch(&mut self) {
         self.sessions.clear();
-        self.epoch = Epoch((self.epoch.0 / EPOCH_STEP + 1) * EPOCH_STEP);
+        self.epoch = self.epoch.next_attachment();
     }
 
     fn check_publication(&self, open: &log::OpenSession) -> Result<(), Refusal> {

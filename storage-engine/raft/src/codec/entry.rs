@@ -9,9 +9,9 @@ use openraft::EntryPayload;
 use super::{Malformed, Reader, put_optional_log_id};
 use crate::types::{Entry, Membership, NodeId, Proposal, StoredMembership, log_id, position};
 
-pub(crate) const KIND_BLANK: u8 = 0;
-pub(crate) const KIND_COMMAND: u8 = 1;
-pub(crate) const KIND_MEMBERSHIP: u8 = 2;
+const KIND_BLANK: u8 = 0;
+const KIND_COMMAND: u8 = 1;
+const KIND_MEMBERSHIP: u8 = 2;
 /// Most members of one group. A copyset has a handful; the bound keeps a bad message small.
 const MEMBERS_MAX: usize = 64;
 /// Old and new voters while a change is under way.
@@ -66,7 +66,7 @@ fn read_ids(reader: &mut Reader) -> Result<BTreeSet<NodeId>, Malformed> {
     (0..count).map(|_| reader.device("member").map(NodeId)).collect()
 }
 
-pub(crate) fn put_membership(out: &mut BytesMut, membership: &Membership) {
+fn put_membership(out: &mut BytesMut, membership: &Membership) {
     let configs = membership.get_joint_config();
     out.put_u8(configs.len() as u8);
     configs.iter().for_each(|voters| put_ids(out, voters.iter()));
@@ -75,7 +75,7 @@ pub(crate) fn put_membership(out: &mut BytesMut, membership: &Membership) {
 }
 
 /// A configuration is empty (of a replica that has heard of none) or has voters in each part.
-pub(crate) fn read_membership(reader: &mut Reader) -> Result<Membership, Malformed> {
+fn read_membership(reader: &mut Reader) -> Result<Membership, Malformed> {
     let count = reader.u8("number of configurations")?;
     if count > CONFIGS_MAX {
         let (what, expected) = ("number of configurations", "at most 2");

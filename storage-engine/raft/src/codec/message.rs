@@ -26,7 +26,7 @@ const ENTRIES_MAX: u32 = 4096;
 /// Bytes before header and payload of each entry: position, kind and two lengths.
 const ENTRY_HEAD_LEN: usize = 32 + 1 + 4 + 4;
 /// Longest state blob that a snapshot may announce.
-pub(crate) const STATE_BYTES_MAX: u64 = 64 << 20;
+const STATE_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a peer did not carry out a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -11,7 +11,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"CWAL");
 /// magic, CRC, salt, lsn, sequence, mark, generation, root sequence, length, records, body CRC.
 pub(crate) const BATCH_HEADER_LEN: usize = 4 + 4 + 6 * 8 + 4 + 4 + 4;
 /// crc, length, kind, entry kind, two zero bytes, group.
-pub(crate) const RECORD_HEADER_LEN: usize = 16;
+const RECORD_HEADER_LEN: usize = 16;
 /// Term, node, index, header length, payload length.
 const ENTRY_FIELDS_LEN: usize = 32 + 4 + 4;
 /// A batch takes no further record once it is this long: larger ones gain no throughput and

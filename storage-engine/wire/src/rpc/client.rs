@@ -38,7 +38,6 @@ impl Pending {
 /// An authenticated connection to one device. Cheap to share behind an `Arc`; dropping the last
 /// handle closes it.
 pub struct Connection {
-    device: DeviceId,
     next_id: AtomicU64,
     queue: mpsc::Sender<Outgoing>,
     pending: Arc<Pending>,
@@ -55,8 +54,7 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Connects to `address` and authenticates. `expected` must answer there; nil accepts any
-    /// device that knows the key.
+    /// Connects to `address` and authenticates. `expected` must answer there.
     pub async fn open(
         address: &str,
         credentials: &Credentials,
@@ -70,13 +68,13 @@ impl Connection {
         let connect_error = |source| RpcError::Connect { address: address.to_owned(), source };
         let mut stream = connected.map_err(connect_error)?;
         stream.set_nodelay(true).map_err(connect_error)?;
-        let device = auth::connect(&mut stream, credentials, expected)
+        auth::connect(&mut stream, credentials, expected)
             .await
             .map_err(|source| RpcError::Handshake { address: address.to_owned(), source })?;
-        Ok(Self::start(stream, device))
+        Ok(Self::start(stream))
     }
 
-    fn start(stream: TcpStream, device: DeviceId) -> Self {
+    fn start(stream: TcpStream) -> Self {
         let (read_half, write_half) = stream.into_split();
         let (queue, queued) = mpsc::channel(WRITE_QUEUE);
         let pending = Arc::new(Pending(Mutex::new(Some(HashMap::new()))));
@@ -99,7 +97,6 @@ impl Connection {
             })
         };
         Self {
-            device,
             next_id: AtomicU64::new(1),
             queue,
             pending,
@@ -108,11 +105,6 @@ impl Connection {
             closed_signal,
             tasks: [writer, reader],
         }
-    }
-
-    /// The device at the other end.
-    pub fn device(&self) -> DeviceId {
-        self.device
     }
 
     /// True once the connection is lost; every later call fails at once.

@@ -1,0 +1,131 @@
+//! Every pod of Curve serves its metrics in Prometheus' text format to a certificate that may do
+//! nothing but read them.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use curve_e2e::metrics::scrape;
+use curve_e2e::playground::Directory;
+use curve_e2e::{engine, kubectl, wait};
+use curve_wire::pki::{Authority, Identity, Role};
+use serde_json::Value;
+
+/// Where the chart is installed.
+const RELEASE_NAMESPACE: &str = "curve-system";
+const RECOVERED: Duration = Duration::from_secs(120);
+/// A CSI driver counts what it was asked since it started, so it must have been asked.
+const ASKED: Duration = Duration::from_secs(60);
+const COMPONENTS: [&str; 6] =
+    ["agent", "chunkserver", "csi-controller", "csi-node", "mds", "operator"];
+/// Three each of MDS, chunkservers, agents and CSI nodes; two operators and CSI controllers.
+const PORTS_MIN: usize = 3 * 4 + 2 * 2;
+
+/// The metrics port of one pod.
+struct Port {
+    pod: String,
+    component: String,
+    address: SocketAddr,
+}
+
+impl Port {
+    /// What the process proves to be, and series that no other kind of process has: a metric, and
+    /// words of its labels.
+    fn expected(&self) -> Result<(Role, &'static str, &'static str)> {
+        Ok(match &*self.component {
+            "mds" => (Role::Mds, "curve_mds_leader", ""),
+            "chunkserver" => (Role::Chunkserver, "curve_chunkserver_serving", ""),
+            "agent" => (Role::Metrics, "curve_agent_attachments", ""),
+            "operator" => (Role::Metrics, "curve_operator_leading", ""),
+            // The sidecars and kubelet each ask this when they start.
+            "csi-controller" => {
+                (Role::Metrics, "curve_csi_rpcs_total", "method=\"ControllerGetCapabilities\"")
+            }
+            "csi-node" => (Role::Metrics, "curve_csi_rpcs_total", "method=\"NodeGetInfo\""),
+            other => bail!("{} is {other:?}, of which no metric is known", self.pod),
+        })
+    }
+}
+
+/// The metrics port of every pod of Curve in a namespace; a pod without one is an error.
+fn ports(namespace: &str) -> Result<Vec<Port>> {
+    let label = "app.kubernetes.io/name=curve";
+    let running = "status.phase=Running";
+    let args = ["-n", namespace, "get", "pods", "-l", label, "--field-selector", running];
+    let list = kubectl::run(&[&args[..], &["-o", "json"]].concat())?;
+    let list: Value = serde_json::from_str(&list).context("parse the pods")?;
+    let pods = list["items"].as_array().context("pods without items")?.iter();
+    pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(port).collect()
+}
+
+fn port(pod: &Value) -> Result<Port> {
+    let text = |pointer: &str| {
+        let value = pod.pointer(pointer).and_then(Value::as_str);
+        value.map(str::to_owned).with_context(|| format!("no {pointer} in {pod}"))
+    };
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    let mut ports = containers.flat_map(|container| container["ports"].as_array()).flatten();
+    let port = ports.find(|port| port["name"] == "metrics");
+    let name = text("/metadata/name")?;
+    let number = port.and_then(|port| port["containerPort"].as_u64());
+    let number = number.with_context(|| format!("{name} has no port for metrics"))?;
+    let ip: IpAddr = text("/status/podIP")?.parse().context("parse a pod's address")?;
+    Ok(Port {
+        pod: name,
+        component: text("/metadata/labels/app.kubernetes.io~1component")?,
+        address: SocketAddr::new(ip, number as u16),
+    })
+}
+
+/// A scraper's identity, issued by the authority in that Secret as the operator does.
+fn issue(namespace: &str, secret: &str) -> Result<Identity> {
+    let read = |key: &str| {
+        let template = format!("go-template={{{{index .data \"{key}\" | base64decode}}}}");
+        kubectl::run(&["-n", namespace, "get", "secret", secret, "-o", &template])
+    };
+    let authority = Authority::from_pem(&read("tls.crt")?, &read("tls.key")?);
+    authority.issue(Role::Metrics, "scraper").with_context(|| format!("issue from {secret}"))
+}
+
+fn check(port: &Port, tls: &Path, stranger: &Path) -> Result<()> {
+    let Port { pod, address, .. } = port;
+    let (role, name, label) = port.expected()?;
+    wait::until(&format!("{name} {label} of {pod}"), ASKED, || {
+        match scrape(*address, role, tls).map(|found| found.sum(name, label)) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err("it is not among the metrics".to_owned()),
+            Err(error) => Err(format!("{error:#}")),
+        }
+    })?;
+    let refused = scrape(*address, role, stranger);
+    ensure!(refused.is_err(), "{pod} answered a certificate of another authority");
+    Ok(())
+}
+
+#[test]
+fn every_pod_serves_its_metrics_to_certificates_of_its_own_authority() -> Result<()> {
+    engine::wait_healthy(RECOVERED)?;
+    let directory = Directory::create("scrape")?;
+    let cluster = issue(engine::NAMESPACE, &format!("{}-ca", engine::CLUSTER))?;
+    let release = issue(RELEASE_NAMESPACE, "curve-system-ca")?;
+    let (mut components, mut open) = (BTreeSet::new(), 0);
+    for (namespace, own, other) in
+        [(engine::NAMESPACE, &cluster, &release), (RELEASE_NAMESPACE, &release, &cluster)]
+    {
+        let tls = directory.path.join(namespace);
+        let stranger = tls.join("stranger");
+        own.save(&tls)?;
+        // It trusts whom it asks, so that only the other side can refuse.
+        Identity { ca_pem: own.ca_pem.clone(), ..other.clone() }.save(&stranger)?;
+        for port in ports(namespace)? {
+            check(&port, &tls, &stranger)?;
+            components.insert(port.component);
+            open += 1;
+        }
+    }
+    ensure!(components.iter().eq(COMPONENTS.iter()), "found only {components:?}");
+    ensure!(open >= PORTS_MIN, "found only {open} ports");
+    Ok(())
+}
