@@ -86,7 +86,7 @@ impl Run {
         let mut cargo = cargo(&self.paths);
         cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "curve-e2e"]);
         // The driver over doubles runs the whole suite; charts are tested with the pinned helm.
-        cargo.env("CURVE_CSI_SANITY", tools.dir("sidecars").join("csi-sanity"));
+        cargo.env("CURVE_CSI_SANITY", tools.csi_sanity());
         cargo.env("CURVE_HELM", tools.helm());
         self.cargo_test("unit and integration", &mut cargo);
         Ok(())
@@ -94,7 +94,7 @@ impl Run {
 
     fn csi_tools(&self) -> Result<Tools> {
         let mut step = Step::new("tools of csi-sanity".into());
-        let tools = Tools::ensure(&self.paths, &mut step, &["sidecars", "csi-spec"]);
+        let tools = Tools::ensure(&self.paths, &mut step, &["csi-sanity", "csi-spec", "sidecars"]);
         step.finish(tools.is_ok());
         tools
     }
@@ -114,7 +114,7 @@ impl Run {
         self.build_binaries()?;
         let tools = self.csi_tools()?;
         let mut cargo = cargo_test_of(&self.paths, CSI_SANITY);
-        cargo.args(["--", "--nocapture"]).env("PATH", path_with(&tools.path_entries())?);
+        cargo.args(["--", "--nocapture"]).env("CURVE_CSI_SANITY", tools.csi_sanity());
         self.cargo_test("csi-sanity", &mut cargo);
         Ok(())
     }

@@ -65,9 +65,18 @@ pub const MODULES: &[Module] = &[
             "csi-resizer",
             "csi-snapshotter",
             "snapshot-controller",
-            "csi-sanity",
             "helm",
         ],
+    },
+    // Apart from the sidecars, which want a newer one: 5.4 is the suite of CSI 1.12, the
+    // driver's contract.
+    Module {
+        name: "csi-sanity",
+        cgo: false,
+        tags: "",
+        ldflags: "",
+        target: "tool",
+        binaries: &["csi-sanity"],
     },
     Module {
         name: "coredns",
@@ -176,6 +185,10 @@ impl Tools {
 
     pub fn helm(&self) -> PathBuf {
         self.dir("sidecars").join("helm")
+    }
+
+    pub fn csi_sanity(&self) -> PathBuf {
+        self.dir("csi-sanity").join("csi-sanity")
     }
 
     /// What a shell needs in front of its PATH to use the cluster's own tools.

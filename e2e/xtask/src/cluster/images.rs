@@ -18,6 +18,9 @@ use crate::progress::Step;
 /// which pods of a rolling update may still need to restart from.
 const CURVE_IMAGES_KEPT: usize = 2;
 
+/// Keeps kubelet from deleting an image when the disk runs full: it could not pull it again.
+const PINNED: &str = "io.cri-containerd.pinned=pinned";
+
 /// Name to digest, in the node's own data: it is gone together with the images.
 type Loaded = BTreeMap<String, String>;
 
@@ -79,8 +82,8 @@ fn load_on(cluster: &Cluster, index: u8, images: &[Image]) -> Result<()> {
         let file = File::open(&image.archive)
             .with_context(|| format!("open {}", image.archive.display()))?;
         let mut ctr = node::ctr(cluster, index)?;
-        let output =
-            ctr.args(["images", "import", "-"]).stdin(file).output().context("start ctr")?;
+        ctr.args(["images", "import", "--label", PINNED, "-"]).stdin(file);
+        let output = ctr.output().context("start ctr")?;
         if !output.status.success() {
             bail!(
                 "loading {} on {} failed:\n{}",
