@@ -13,6 +13,11 @@ const POD_START: Duration = Duration::from_secs(180);
 
 /// A claim of the example's storage class.
 pub fn claim(namespace: &str, name: &str, mode: &str, size: &str) -> Result<()> {
+    claim_of("curve-block", namespace, name, mode, size)
+}
+
+/// A claim of the storage class `class`.
+pub fn claim_of(class: &str, namespace: &str, name: &str, mode: &str, size: &str) -> Result<()> {
     kubectl::apply(&format!(
         "apiVersion: v1
 kind: PersistentVolumeClaim
@@ -20,7 +25,7 @@ metadata: {{name: {name}, namespace: {namespace}}}
 spec:
   accessModes: [ReadWriteOnce]
   volumeMode: {mode}
-  storageClassName: curve-block
+  storageClassName: {class}
   resources: {{requests: {{storage: {size}}}}}
 "
     ))?;
@@ -86,6 +91,20 @@ pub fn delete_pod(namespace: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Sum of the first `mib` MiB of a file or device of the pod, read from the volume and not from the
+/// node's page cache.
+pub fn sum_of(namespace: &str, pod: &str, path: &str, mib: u32) -> Result<String> {
+    let read = format!("dd if={path} bs=1M count={mib} iflag=direct 2>/dev/null | md5sum");
+    kubectl::exec(namespace, pod, &read)
+}
+
+/// Writes `mib` random MiB to a file of the pod, synced, and returns their sum as `sum_of` does.
+pub fn write_random(namespace: &str, pod: &str, path: &str, mib: u32) -> Result<String> {
+    let write = format!("dd if=/dev/urandom of={path} bs=1M count={mib} conv=fsync 2>/dev/null");
+    kubectl::exec(namespace, pod, &write)?;
+    sum_of(namespace, pod, path, mib)
+}
+
 /// Starts fio with verification in the pod's background; `finish_fio` gets its verdict.
 pub fn start_fio(namespace: &str, pod: &str, target: &str, seconds: u32) -> Result<()> {
     let job = format!(
@@ -96,6 +115,12 @@ pub fn start_fio(namespace: &str, pod: &str, target: &str, seconds: u32) -> Resu
     );
     kubectl::exec(namespace, pod, &format!("rm -f /tmp/fio.status; ({job}) >/dev/null 2>&1 &"))?;
     Ok(())
+}
+
+/// Whether fio has not ended yet.
+pub fn fio_runs(namespace: &str, pod: &str) -> Result<bool> {
+    let look = "test -e /tmp/fio.status && echo ended || echo runs";
+    Ok(kubectl::exec(namespace, pod, look)?.trim() == "runs")
 }
 
 /// Waits for fio's end and fails unless it was clean.

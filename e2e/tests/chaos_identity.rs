@@ -50,8 +50,7 @@ fn a_wiped_device_comes_back_as_another_and_nothing_is_lost() -> Result<()> {
     let namespace = Namespace::create("chaos-wipe")?;
     let ns = &namespace.0;
     workload::start(ns, "data", "Filesystem", "256Mi")?;
-    let write = "head -c 67108864 /dev/urandom >/data/x && sync && md5sum </data/x";
-    let sum = kubectl::exec(ns, "data", write)?;
+    let sum = workload::write_random(ns, "data", "/data/x", 64)?;
     let name = engine::busiest_leader()?;
     let old = device_id(&name)?;
     wipe(&name, &["chunkserver", &name])?;
@@ -60,13 +59,12 @@ fn a_wiped_device_comes_back_as_another_and_nothing_is_lost() -> Result<()> {
         other => Err(format!("{other:?}")),
     })?;
     engine::wait_healthy(RECOVERED)?;
-    let read = "echo 3 >/proc/sys/vm/drop_caches 2>/dev/null; md5sum </data/x";
-    ensure!(kubectl::exec(ns, "data", read)? == sum, "data changed");
+    ensure!(workload::sum_of(ns, "data", "/data/x", 64)? == sum, "data changed");
     Ok(())
 }
 
 #[test]
-fn an_mds_with_an_empty_directory_catches_up_before_it_votes() -> Result<()> {
+fn an_mds_with_an_empty_directory_rejoins_as_another() -> Result<()> {
     let before = engine::wait_healthy(RECOVERED)?;
     let id_of = |status: &serde_json::Value| {
         let mds = status["mds"].as_array()?;

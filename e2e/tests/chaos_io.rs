@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use curve_e2e::{engine, kubectl::Namespace, workload};
 
 const RECOVERED: Duration = Duration::from_secs(120);
@@ -15,8 +15,8 @@ fn a_pod_verifies_its_writes_while_leaders_are_killed() -> Result<()> {
     workload::start(ns, "ext4", "Filesystem", "512Mi")?;
     workload::start(ns, "raw", "Block", "512Mi")?;
 
-    workload::start_fio(ns, "ext4", "--filename=/data/file", 40)?;
-    workload::start_fio(ns, "raw", "--filename=/dev/data", 40)?;
+    workload::start_fio(ns, "ext4", "--filename=/data/file", 60)?;
+    workload::start_fio(ns, "raw", "--filename=/dev/data", 60)?;
     std::thread::sleep(Duration::from_secs(5));
     let first = engine::busiest_leader()?;
     let killed = Instant::now();
@@ -26,6 +26,9 @@ fn a_pod_verifies_its_writes_while_leaders_are_killed() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     let second = engine::busiest_leader()?;
     engine::kill_chunkserver(&second)?;
+    for pod in ["ext4", "raw"] {
+        ensure!(workload::fio_runs(ns, pod)?, "fio in {pod} ended before the second kill");
+    }
 
     workload::finish_fio(ns, "ext4", RECOVERED)?;
     workload::finish_fio(ns, "raw", RECOVERED)?;
@@ -43,7 +46,7 @@ fn all_engine_processes_killed_at_once_lose_nothing() -> Result<()> {
     std::thread::sleep(Duration::from_secs(6));
     let killed = engine::kill_processes("curve", &["chunkserver"])?
         + engine::kill_processes("curve", &["mds"])?;
-    assert!(killed >= 6, "killed {killed} engine processes");
+    ensure!(killed >= 6, "killed {killed} engine processes");
     workload::finish_fio(ns, "all", RECOVERED)?;
     engine::wait_healthy(RECOVERED)?;
     Ok(())

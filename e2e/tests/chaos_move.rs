@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use curve_e2e::{engine, kubectl, kubectl::Namespace, wait, workload};
 use xtask::cluster::Cluster;
 
@@ -19,8 +19,8 @@ impl Drop for Isolated<'_> {
     }
 }
 
-/// The loop device of a claim's volume. All nodes share the kernel, so there must be one only.
-fn loop_device(namespace: &str, claim: &str) -> Result<String> {
+/// The loop devices of a claim's volume on any node: all share the kernel.
+fn loop_devices(namespace: &str, claim: &str) -> Result<Vec<String>> {
     let volume = kubectl::field(namespace, &format!("pvc/{claim}"), "{.spec.volumeName}")?;
     let handle = kubectl::run(&["get", "pv", &volume, "-o", "jsonpath={.spec.csi.volumeHandle}"])?;
     // The agent's file is named by the volume's id, the last part of the handle.
@@ -34,8 +34,7 @@ fn loop_device(namespace: &str, claim: &str) -> Result<String> {
             found.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
         }
     }
-    ensure!(found.len() == 1, "loop devices of volume {handle}: {found:?}");
-    found.pop().context("a loop device")
+    Ok(found)
 }
 
 #[test]
@@ -46,7 +45,8 @@ fn a_moved_pod_finds_its_data_and_the_old_attachment_is_refused() -> Result<()> 
     workload::claim(ns, "data", "Block", "256Mi")?;
     workload::pod(ns, "old", "data", "Block", Some("node3"))?;
     workload::wait_running(ns, "old")?;
-    let device = loop_device(ns, "data")?;
+    let devices = loop_devices(ns, "data")?;
+    let [device] = devices.as_slice() else { bail!("loop devices of the claim: {devices:?}") };
     let write = |pod: &str, fill: &str| {
         let script = format!(
             "head -c 4194304 /dev/zero | tr '\\0' {fill} | dd of=/dev/data oflag=direct bs=1M \
@@ -58,7 +58,7 @@ fn a_moved_pod_finds_its_data_and_the_old_attachment_is_refused() -> Result<()> 
 
     let cluster = Cluster::open()?;
     cluster.connect_node(3, false)?;
-    let isolated = Isolated(&cluster, 3, "node3".to_owned());
+    let _isolated = Isolated(&cluster, 3, "node3".to_owned());
     wait::until("node3 to be NotReady", DETACHED, || {
         let path = "{.status.conditions[?(@.type==\"Ready\")].status}";
         match kubectl::field("default", "node/node3", path) {
@@ -79,12 +79,16 @@ fn a_moved_pod_finds_its_data_and_the_old_attachment_is_refused() -> Result<()> 
     let new_sum = write("new", "b")?;
 
     // The node wakes up: what it still has open must change nothing and say so.
-    drop(isolated);
+    cluster.connect_node(3, true)?;
+    let devices = loop_devices(ns, "data")?;
+    ensure!(devices.len() == 2 && devices.contains(device), "{device} is not in {devices:?}");
     let revived = Command::new("dd")
         .args(["if=/dev/zero", &format!("of={device}"), "bs=4096", "count=1", "oflag=direct"])
         .output()
         .context("dd")?;
+    let said = String::from_utf8_lossy(&revived.stderr);
     ensure!(!revived.status.success(), "a fenced attachment accepted a write");
+    ensure!(said.contains("Input/output error"), "a fenced write ended with {said}");
     let kept = kubectl::exec(ns, "new", read)?;
     ensure!(new_sum.lines().last() == kept.lines().last(), "a fenced write changed the volume");
     Ok(())

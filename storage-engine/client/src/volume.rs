@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, split_range};
 use curve_wire::chunk::{ChunkRange, Command, KIND_PROPOSE, KIND_READ, Read, Writer};
 use futures::future::join_all;
+use futures::{StreamExt, stream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -35,6 +36,9 @@ use crate::{BlockDevice, BlockError, MdsClient, Session};
 /// Data of one request: half of what a log entry may hold, so that its header fits too, and small
 /// enough that a large IO keeps several replication streams busy.
 const PIECE_LEN_MAX: u64 = 1 << 20;
+/// Pieces of one request that are under way together: discards carry no data, so nothing else
+/// bounds how many a request of terabytes makes.
+const PIECES_IN_FLIGHT: usize = 64;
 /// Length of the no-op that fences earlier incarnations: a discard of less than a block.
 const BARRIER_LEN: u32 = 512;
 
@@ -356,23 +360,18 @@ impl Shared {
         let locked = range.start / BLOCK_SIZE * BLOCK_SIZE..range.end.next_multiple_of(BLOCK_SIZE);
         let _locked = self.writes.lock(locked).await;
         let _reservation = self.reserve(carried).await;
-        let deadline = self.deadline();
-        let pieces = self.pieces(&range, change.piece_len_max());
-        let sent = pieces.iter().map(|piece| self.change_piece(piece, &change, deadline));
+        let pieces = stream::iter(self.pieces(&range, change.piece_len_max()));
+        let sent = pieces.map(|piece| self.change_piece(piece, &change));
         // All are waited for even if one fails: a piece must not be in flight once the range lock
         // is released, unless its outcome is given up.
-        join_all(sent).await.into_iter().collect()
+        let outcomes: Vec<_> = sent.buffer_unordered(PIECES_IN_FLIGHT).collect().await;
+        outcomes.into_iter().collect()
     }
 
-    async fn change_piece(
-        &self,
-        piece: &Piece,
-        change: &Change,
-        deadline: Instant,
-    ) -> Result<(), BlockError> {
+    async fn change_piece(&self, piece: Piece, change: &Change) -> Result<(), BlockError> {
         let ticket = self.sequence.begin();
         let command = change.command(piece.range, piece.at, self.writer(&ticket));
-        self.propose(&command, piece.range.key, deadline).await
+        self.propose(&command, piece.range.key, self.deadline()).await
     }
 
     fn writer(&self, ticket: &Ticket<'_>) -> Writer {

@@ -191,8 +191,9 @@ fn volume_json(volume: &proto::Volume) -> Value {
     })
 }
 
-/// Name of this machine, under which it attaches volumes.
+/// The name under which this machine's command line attaches volumes: not the machine's own, which
+/// is that of a Kubernetes node's agent, whose volumes are not to be taken over without `--force`.
 fn node_name() -> Result<String> {
     let name = nix::unistd::gethostname()?;
-    Ok(name.to_string_lossy().into_owned())
+    Ok(format!("{}.cli", name.to_string_lossy()))
 }

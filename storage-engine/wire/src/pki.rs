@@ -173,15 +173,20 @@ impl Identity {
     }
 }
 
-/// Writes a file that only its owner may read.
+/// Writes a file that only its owner may read: the whole text or, after a crash, what was there.
 pub fn write_private(path: &Path, text: &str) -> Result<(), PkiError> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
+    let new = path.with_extension("new");
     options
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .open(&new)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| std::fs::rename(&new, path))
         .map_err(|source| PkiError::Write { path: path.to_owned(), source })
 }
 

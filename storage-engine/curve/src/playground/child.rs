@@ -25,6 +25,8 @@ const LIVED: Duration = Duration::from_secs(5);
 /// Ends in a row, each soon after the start and by the child's own doing, after which it is given
 /// up: what keeps it from starting will not pass.
 const FAILURES_MAX: u32 = 5;
+/// But not before: one that was killed in mid-sync keeps its device a while.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(10);
 /// Bytes of its log that are shown when a child is given up.
 const LOG_TAIL: u64 = 2000;
 
@@ -76,7 +78,7 @@ impl Child {
 
     /// Returns once the child has ended for good; an error if it cannot be kept running.
     pub async fn run(mut self) -> Result<()> {
-        let (mut pause, mut failures) = (PAUSE_FIRST, 0);
+        let (mut pause, mut failures, mut failing_since) = (PAUSE_FIRST, 0, Instant::now());
         while !*self.end.borrow() {
             let started = Instant::now();
             let Some(status) = self.run_once().await? else { return Ok(()) };
@@ -84,11 +86,11 @@ impl Child {
             tracing::warn!(name, %status, "a child ended: starting it again");
             self.metrics.restarts.inc();
             if started.elapsed() > LIVED {
-                (pause, failures) = (PAUSE_FIRST, 0);
+                (pause, failures, failing_since) = (PAUSE_FIRST, 0, Instant::now());
             } else if status.code().is_some() {
                 failures += 1;
             }
-            if failures == FAILURES_MAX {
+            if failures >= FAILURES_MAX && failing_since.elapsed() > GIVEN_UP_AFTER {
                 bail!("{name} ends each time it is started ({status}):\n{}", self.log_tail());
             }
             tokio::select! {
