@@ -1,4 +1,6 @@
-//! GetCapacity: bytes of volume that can still be made, in a pool or everywhere.
+//! GetCapacity: bytes of volume that can still be made, in a pool or everywhere. Everywhere means
+//! every cluster: one that does not answer fails the call, since the orchestrator would keep a sum
+//! without it as the truth. Provisioners ask per StorageClass, and so need its cluster only.
 
 use csi_proto::csi::v1::{GetCapacityRequest, GetCapacityResponse};
 use curve_types::VOLUME_SIZE_MAX;

@@ -1,5 +1,6 @@
 //! ListVolumes: all clusters by id, in each the volumes by name. A token names the last volume of
-//! a page, so that pages stay right while volumes come and go.
+//! a page, so that pages stay right while volumes come and go. A cluster that does not answer fails
+//! the call: who gets a list without its volumes takes them for deleted and detached.
 
 use csi_proto::csi::v1::list_volumes_response::{Entry, VolumeStatus};
 use csi_proto::csi::v1::{ListVolumesRequest, ListVolumesResponse};

@@ -8,6 +8,7 @@ use csi_proto::csi::v1::{ControllerPublishVolumeRequest, ControllerPublishVolume
 use super::list_volumes::all_volumes;
 use super::{Context, require_volume_id};
 use crate::capability::{Access, Sharing};
+use crate::clusters::Cluster;
 use crate::error::CsiError;
 use crate::volumes::{VolumeError, VolumeInfo};
 
@@ -25,7 +26,7 @@ pub async fn publish_volume(
     let found = found.ok_or_else(|| CsiError::Missing { what: format!("node {node}") })?;
     check_exclusive(&info, node, sharing)?;
     if let Some(volumes_max) = found.volumes_max.filter(|_| !info.nodes.iter().any(|n| n == node)) {
-        check_room(&context, node, volumes_max).await?;
+        check_room(&context, &cluster, node, volumes_max).await?;
     }
     let step = "publish the volume";
     let published = context.clusters.call(&cluster, step, |service| async move {
@@ -70,17 +71,23 @@ fn others<'a>(info: &'a VolumeInfo, node: &str) -> Vec<&'a str> {
     info.nodes.iter().map(String::as_str).filter(|other| *other != node).collect()
 }
 
-/// The scheduler counts by itself; this catches what it could not know.
-async fn check_room(context: &Context, node: &str, volumes_max: u32) -> Result<(), CsiError> {
-    let mut published = 0;
-    for cluster in context.clusters.all().await? {
-        let volumes = all_volumes(context, &cluster).await?;
-        published += volumes.iter().filter(|v| v.nodes.iter().any(|n| n == node)).count();
-    }
+/// The scheduler counts by itself; this catches what it could not know. Volumes of other clusters
+/// are left to the scheduler: one whose MDS does not answer must not keep this one from attaching.
+async fn check_room(
+    context: &Context,
+    cluster: &Cluster,
+    node: &str,
+    volumes_max: u32,
+) -> Result<(), CsiError> {
+    let volumes = all_volumes(context, cluster).await?;
+    let published = volumes.iter().filter(|v| v.nodes.iter().any(|n| n == node)).count();
     if published < volumes_max as usize {
         return Ok(());
     }
-    let reason = format!("has {published} volumes already, its limit is {volumes_max}");
+    let reason = format!(
+        "has {published} volumes of cluster {} already, its limit is {volumes_max}",
+        cluster.label()
+    );
     Err(CsiError::Exhausted { what: format!("node {node}"), reason })
 }
 

@@ -92,8 +92,8 @@ fn publish_device(plan: &Plan, device: &Path) -> Result<(), CsiError> {
         refuse_second_target(plan, places)?;
     }
     mounts::make_file(&plan.target)?;
-    // A read-only mount does not keep anyone from writing through a device node; the agent's
-    // read-only attachment does.
+    // A read-only mount does not keep anyone from writing through a device node: a read-only
+    // attachment does, and beside a writable one kubelet gives the container no right to write.
     Ok(mounts::bind(device, &plan.target, false)?)
 }
 

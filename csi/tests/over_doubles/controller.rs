@@ -8,7 +8,7 @@ use csi_proto::csi::v1::{
 };
 use tonic::Code;
 
-use crate::doubles::{CLUSTER, Driver, MIB, NODE, block, create_request, mount};
+use crate::doubles::{CLUSTER, Driver, MIB, NODE, VOLUMES_MAX, block, create_request, mount};
 
 #[tokio::test]
 async fn a_volume_is_made_once_for_a_name_and_keeps_its_properties() {
@@ -135,6 +135,40 @@ async fn a_raw_volume_may_be_shared_by_nodes() {
         };
         driver.controller.controller_publish_volume(request).await.expect("published");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_that_does_not_answer_keeps_no_other_volume_from_attaching() {
+    let mut driver = Driver::start_beside_a_dead_cluster();
+    let capability = block(Mode::SingleNodeWriter);
+    for index in 0..VOLUMES_MAX {
+        let name = format!("pvc-{index}");
+        let id = driver.create(create_request(&name, MIB, capability.clone())).await;
+        driver.publish(&id, &capability).await;
+    }
+    let id = driver.create(create_request("pvc-more", MIB, capability.clone())).await;
+    let request = ControllerPublishVolumeRequest {
+        volume_id: id,
+        node_id: NODE.to_owned(),
+        volume_capability: Some(capability),
+        ..Default::default()
+    };
+    let error = driver.controller.controller_publish_volume(request).await.expect_err("full");
+    assert_eq!(error.code(), Code::ResourceExhausted);
+    assert!(error.message().contains(CLUSTER), "{}", error.message());
+}
+
+#[tokio::test]
+async fn no_list_and_no_sum_leaves_out_a_cluster_that_does_not_answer() {
+    let mut driver = Driver::start_beside_a_dead_cluster();
+    driver.create(create_request("pvc-1", MIB, block(Mode::SingleNodeWriter))).await;
+    let list = driver.controller.list_volumes(ListVolumesRequest::default()).await;
+    assert_eq!(list.expect_err("incomplete").code(), Code::Unavailable);
+    let everywhere = driver.controller.get_capacity(GetCapacityRequest::default()).await;
+    assert_eq!(everywhere.expect_err("incomplete").code(), Code::Unavailable);
+    let parameters = [("cluster".to_owned(), CLUSTER.to_owned())].into();
+    let request = GetCapacityRequest { parameters, ..Default::default() };
+    driver.controller.get_capacity(request).await.expect("of the cluster that answers");
 }
 
 #[tokio::test]

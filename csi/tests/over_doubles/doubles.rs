@@ -35,8 +35,10 @@ use curve_types::{ClusterId, VolumeId};
 use curve_wire::pki::Identity;
 use tonic::transport::{Channel, Endpoint, Server};
 
-/// The one cluster that exists.
+/// The one cluster that exists and answers.
 pub const CLUSTER: &str = "curve/demo";
+/// Another one, where a test asks for it: its MDS never answers.
+const DEAD_CLUSTER: &str = "curve/dead";
 /// The node whose plugin runs. `node-2` exists too.
 pub const NODE: &str = "node-1";
 /// Sizes in tests.
@@ -50,14 +52,24 @@ const POOL_CAPACITY: u64 = 64 << 30;
 pub struct MemoryMds {
     volumes: Mutex<BTreeMap<VolumeId, VolumeInfo>>,
     modes: Mutex<HashMap<(VolumeId, String), Sharing>>,
-    /// Accepts nobody's certificate.
-    untrusting: bool,
+    /// What it answers instead of looking.
+    refusal: Option<VolumeError>,
 }
 
 impl MemoryMds {
     /// One that the caller's certificate means nothing to.
     pub fn untrusting() -> Self {
-        Self { untrusting: true, ..Self::default() }
+        let refusal = VolumeError::Untrusted("not a certificate of this cluster".to_owned());
+        Self { refusal: Some(refusal), ..Self::default() }
+    }
+
+    fn dead() -> Self {
+        let refusal = VolumeError::Unavailable("no leader answers".to_owned());
+        Self { refusal: Some(refusal), ..Self::default() }
+    }
+
+    fn answer(&self) -> Result<(), VolumeError> {
+        self.refusal.clone().map_or(Ok(()), Err)
     }
 
     fn with<T>(
@@ -110,9 +122,7 @@ impl VolumeService for MemoryMds {
     }
 
     async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError> {
-        if self.untrusting {
-            return Err(VolumeError::Untrusted("not a certificate of this cluster".to_owned()));
-        }
+        self.answer()?;
         self.with(id, |volume| volume.clone())
     }
 
@@ -123,6 +133,7 @@ impl VolumeService for MemoryMds {
     }
 
     async fn list(&self, after: &str, limit: u32) -> Result<VolumePage, VolumeError> {
+        self.answer()?;
         let volumes = self.volumes.lock().expect("not poisoned");
         let by_name: BTreeMap<&str, &VolumeInfo> =
             volumes.values().map(|volume| (volume.name.as_str(), volume)).collect();
@@ -166,33 +177,51 @@ impl VolumeService for MemoryMds {
     }
 
     async fn pools(&self) -> Result<Vec<PoolSpace>, VolumeError> {
+        self.answer()?;
         let volumes = self.volumes.lock().expect("not poisoned");
         let provisioned = volumes.values().map(|volume| volume.size).sum();
         Ok(vec![PoolSpace { name: "default".to_owned(), capacity: POOL_CAPACITY, provisioned }])
     }
 }
 
-/// Hands out the one `MemoryMds`, whatever the connection says.
+/// Hands out the one `MemoryMds`, unless the connection leads to `DEAD_CLUSTER`.
 struct MemoryConnector(Arc<MemoryMds>);
 
 #[async_trait]
 impl Connector for MemoryConnector {
-    async fn connect(&self, _to: &Connection) -> Result<Arc<dyn VolumeService>, VolumeError> {
-        Ok(self.0.clone())
+    async fn connect(&self, to: &Connection) -> Result<Arc<dyn VolumeService>, VolumeError> {
+        let dead = to.label == DEAD_CLUSTER;
+        Ok(if dead { Arc::new(MemoryMds::dead()) } else { self.0.clone() })
     }
 }
 
-/// Knows `CLUSTER`.
-struct OneConnection(Connection);
+/// The clusters of one test.
+struct Connections(Vec<Connection>);
+
+impl Connections {
+    fn to(labels: &[&str]) -> Self {
+        let connection = |label: &&str| Connection {
+            label: (*label).to_owned(),
+            cluster: Some(ClusterId::random()),
+            mds: vec!["nowhere:1".to_owned()],
+            identity: Identity {
+                ca_pem: String::new(),
+                cert_pem: String::new(),
+                key_pem: String::new(),
+            },
+        };
+        Self(labels.iter().map(connection).collect())
+    }
+}
 
 #[async_trait]
-impl ConnectionSource for OneConnection {
+impl ConnectionSource for Connections {
     async fn find(&self, name: &ClusterName) -> Result<Option<Connection>, SourceError> {
-        Ok((name.to_string() == CLUSTER).then(|| self.0.clone()))
+        Ok(self.0.iter().find(|connection| connection.label == name.to_string()).cloned())
     }
 
     async fn all(&self) -> Result<Vec<Connection>, SourceError> {
-        Ok(vec![self.0.clone()])
+        Ok(self.0.clone())
     }
 }
 
@@ -200,7 +229,7 @@ impl ConnectionSource for OneConnection {
 pub struct LoopAgent {
     mds: Arc<MemoryMds>,
     dir: PathBuf,
-    attached: Mutex<HashMap<VolumeHandle, PathBuf>>,
+    attached: Mutex<HashMap<VolumeHandle, Attachment>>,
 }
 
 impl LoopAgent {
@@ -215,7 +244,8 @@ impl LoopAgent {
 
     /// The device of the one attached volume.
     pub fn device(&self) -> Option<PathBuf> {
-        self.attached.lock().expect("not poisoned").values().next().cloned()
+        let attached = self.attached.lock().expect("not poisoned");
+        attached.values().next().map(|attachment| attachment.device.clone())
     }
 
     /// Loses all state, as a wiped state directory would; the devices stay.
@@ -238,8 +268,8 @@ impl AttachService for LoopAgent {
             return Err(AttachError::Refused(format!("{handle} is not published so")));
         }
         let mut attached = self.attached.lock().expect("not poisoned");
-        if let Some(device) = attached.get(&handle) {
-            return Ok(Attachment { handle, device: device.clone(), size });
+        if let Some(attachment) = attached.get(&handle) {
+            return Ok(Attachment { size, ..attachment.clone() });
         }
         let file = self.file(handle);
         let open = std::fs::OpenOptions::new().create(true).append(true).open(&file);
@@ -247,13 +277,14 @@ impl AttachService for LoopAgent {
         let mut args = vec!["--find", "--show"];
         args.extend(sharing.read_only.then_some("--read-only"));
         let device = PathBuf::from(losetup(&args, &file).trim());
-        attached.insert(handle, device.clone());
-        Ok(Attachment { handle, device, size })
+        let attachment = Attachment { handle, device, size };
+        attached.insert(handle, attachment.clone());
+        Ok(attachment)
     }
 
     async fn detach(&self, handle: VolumeHandle) -> Result<(), AttachError> {
-        if let Some(device) = self.attached.lock().expect("not poisoned").remove(&handle) {
-            losetup(&["--detach"], &device);
+        if let Some(attachment) = self.attached.lock().expect("not poisoned").remove(&handle) {
+            losetup(&["--detach"], &attachment.device);
         }
         Ok(())
     }
@@ -262,7 +293,7 @@ impl AttachService for LoopAgent {
         let size = self.size(handle)?;
         let attached = self.attached.lock().expect("not poisoned");
         let missing = || AttachError::Missing(format!("{handle} is not attached"));
-        let device = attached.get(&handle).ok_or_else(missing)?;
+        let device = &attached.get(&handle).ok_or_else(missing)?.device;
         let open = std::fs::OpenOptions::new().append(true).open(self.file(handle));
         open.and_then(|opened| opened.set_len(size)).expect("grow the volume's file");
         losetup(&["--set-capacity"], device);
@@ -271,18 +302,18 @@ impl AttachService for LoopAgent {
 
     async fn list(&self) -> Result<Vec<Attachment>, AttachError> {
         let attached = self.attached.lock().expect("not poisoned").clone();
-        let attachment = |(handle, device): (VolumeHandle, PathBuf)| {
-            let size = self.mds.size(handle.volume).unwrap_or(0);
-            Attachment { handle, device, size }
+        let current = |attachment: Attachment| {
+            let size = self.mds.size(attachment.handle.volume).unwrap_or(0);
+            Attachment { size, ..attachment }
         };
-        Ok(attached.into_iter().map(attachment).collect())
+        Ok(attached.into_values().map(current).collect())
     }
 }
 
 impl Drop for LoopAgent {
     fn drop(&mut self) {
-        for device in self.attached.lock().expect("not poisoned").values() {
-            losetup(&["--detach"], device);
+        for attachment in self.attached.lock().expect("not poisoned").values() {
+            losetup(&["--detach"], &attachment.device);
         }
     }
 }
@@ -305,20 +336,18 @@ pub struct Driver {
 impl Driver {
     /// Serves in tasks of the current runtime.
     pub fn start() -> Self {
+        Self::start_with(Connections::to(&[CLUSTER]))
+    }
+
+    /// Beside `CLUSTER` there is one whose MDS does not answer.
+    pub fn start_beside_a_dead_cluster() -> Self {
+        Self::start_with(Connections::to(&[CLUSTER, DEAD_CLUSTER]))
+    }
+
+    fn start_with(connections: Connections) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let mds = Arc::new(MemoryMds::default());
-        let identity =
-            Identity { ca_pem: String::new(), cert_pem: String::new(), key_pem: String::new() };
-        let connection = Connection {
-            label: CLUSTER.to_owned(),
-            cluster: Some(ClusterId::random()),
-            mds: vec!["nowhere:1".to_owned()],
-            identity,
-        };
-        let clusters = Clusters::new(
-            Arc::new(OneConnection(connection)),
-            Arc::new(MemoryConnector(mds.clone())),
-        );
+        let clusters = Clusters::new(Arc::new(connections), Arc::new(MemoryConnector(mds.clone())));
         let limit = NodeInfo { volumes_max: Some(VOLUMES_MAX) };
         let nodes =
             Box::new(ListedNodes([(NODE.to_owned(), limit), ("node-2".to_owned(), limit)].into()));

@@ -5,7 +5,7 @@
 mod device;
 mod file;
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +38,9 @@ pub enum FuseLoopError {
     Loop { step: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} is in use: unmount or close it first")]
     Busy { path: PathBuf },
+    /// Ended by somebody else.
+    #[error("{path} is no longer the volume's device: attach the volume again")]
+    Gone { path: PathBuf },
     #[error("unmount {path}")]
     Unmount { path: PathBuf, source: io::Error },
 }
@@ -52,20 +55,23 @@ pub struct FuseLoop {
 
 impl FuseLoop {
     /// Serves `volume` as file `name` in `mount_point`, and makes a loop device of it. `name` must
-    /// be unique on this machine: it is how the loop device is recognized after a crash.
-    pub fn attach(
+    /// be unique on this machine: it is how the loop device is recognized after a crash. `remember`
+    /// writes down for that crash which device is about to be made; it may be called several times,
+    /// and the last one counts.
+    pub fn attach<E: From<FuseLoopError>>(
         volume: Arc<dyn BlockDevice>,
         mount_point: &Path,
         name: &str,
         runtime: Handle,
-    ) -> Result<Self, FuseLoopError> {
+        remember: impl Fn(&Path) -> Result<(), E>,
+    ) -> Result<Self, E> {
         std::fs::create_dir_all(mount_point)
             .map_err(|source| FuseLoopError::CreateDir { path: mount_point.to_owned(), source })?;
         let read_only = volume.read_only();
         let session = file::mount(VolumeFile::new(volume, name, runtime), mount_point)
             .map_err(|source| FuseLoopError::Mount { path: mount_point.to_owned(), source })?;
         let file = mount_point.join(name);
-        match LoopDevice::configure(&file, read_only) {
+        match LoopDevice::configure(&file, read_only, remember) {
             Ok(device) => {
                 let (mount_point, session) = (mount_point.to_owned(), Some(session));
                 Ok(Self { mount_point, file, session, device })
@@ -87,12 +93,32 @@ impl FuseLoop {
         // A stat refreshes the size that the kernel remembers for the file.
         std::fs::metadata(&self.file)
             .map_err(|source| FuseLoopError::OpenFile { path: self.file.clone(), source })?;
-        self.device.set_capacity()
+        self.device.set_capacity(self.name())
+    }
+
+    /// Whether the device node still is this volume's, and will be.
+    pub fn serves(&self) -> bool {
+        self.device.serves(self.name())
+    }
+
+    /// As `serves`, after taking back an end that waits for the device's last user.
+    pub fn keep(&self) -> Result<bool, FuseLoopError> {
+        self.device.keep(self.name())
+    }
+
+    fn name(&self) -> &OsStr {
+        self.file.file_name().unwrap_or_default()
     }
 
     /// Takes the device away once nobody uses it. If it is `Busy` it stays as it was.
     pub fn detach(&mut self) -> Result<(), FuseLoopError> {
-        release(&self.device, &self.file)?;
+        if let Err(error) = release(&self.device, self.name()) {
+            // Its last user would end it later, unknown to whoever reads here that it is attached.
+            if let Err(error) = self.keep() {
+                tracing::warn!(%error, "cannot keep a device that is in use");
+            }
+            return Err(error);
+        }
         if let Some(session) = self.session.take() {
             unmount(&self.mount_point)?;
             // What a file system reports when its mount is gone says nothing about the volume.
@@ -102,16 +128,15 @@ impl FuseLoop {
     }
 }
 
-/// Ends the loop device if it still belongs to `file`, and waits until it is free.
-fn release(device: &LoopDevice, file: &Path) -> Result<(), FuseLoopError> {
-    let name = file.file_name().unwrap_or_default();
+/// Ends the loop device if it still has the file of that name, and waits until it is free.
+fn release(device: &LoopDevice, name: &OsStr) -> Result<(), FuseLoopError> {
     let deadline = Instant::now() + RELEASE_TIMEOUT;
-    while device.backing_name().as_deref() == Some(name) {
-        match device.clear() {
+    while device.has(name) {
+        match device.clear(name) {
             Err(FuseLoopError::Busy { .. }) if Instant::now() < deadline => {}
             cleared => cleared?,
         }
-        if device.backing_name().as_deref() == Some(name) {
+        if device.has(name) {
             if Instant::now() >= deadline {
                 return Err(FuseLoopError::Busy { path: device.path().to_owned() });
             }
@@ -141,10 +166,8 @@ fn unmount(mount_point: &Path) -> Result<(), FuseLoopError> {
 /// Takes away what a dead process left: its loop device, if it still has that file, and the mount.
 /// Users of such a device get errors whatever is done.
 pub fn clean_up(device: &Path, mount_point: &Path, name: &str) -> Result<(), FuseLoopError> {
-    if let Some(device) = LoopDevice::at(device)
-        && device.backing_name().as_deref() == Some(name.as_ref())
-    {
-        device.clear_lazily()?;
+    if let Some(device) = LoopDevice::at(device) {
+        device.clear_lazily(name.as_ref())?;
     }
     match umount2(mount_point, MntFlags::MNT_DETACH) {
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),

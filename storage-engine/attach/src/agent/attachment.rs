@@ -1,15 +1,17 @@
 //! One volume attached to this node: its session, its open volume, its device.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use curve_client::{AttachOptions, MdsClient, Volume, VolumeMetrics, VolumeOptions};
+use curve_types::{SessionId, VolumeId};
 use curve_wire::proto;
 use tokio::runtime::Handle;
 
 use super::record::{Record, StateDir};
 use super::{AgentError, ClusterName, VolumeHandle};
-use crate::fuse_loop::{FuseLoop, FuseLoopError};
+use crate::fuse_loop::FuseLoop;
 
 /// How devices are made; reported to whoever asks.
 const TRANSPORT: &str = "fuse-loop";
@@ -55,29 +57,18 @@ impl Attachment {
         let (id, volume_id) = (session.id, session.volume);
         let options = VolumeOptions { metrics: metrics.clone(), ..VolumeOptions::default() };
         let opened = match Volume::open_with(mds.clone(), session, options).await {
-            Ok(volume) => make_device(&volume, state).await.map(|front| (volume, front)),
+            Ok(volume) => make_device(&volume, &wanted, state).await.map(|front| (volume, front)),
             Err(error) => Err(AgentError::Open(error)),
         };
         let (volume, front) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 end_session(&mds, id, volume_id).await;
+                forget(state, volume_id);
                 return Err(error);
             }
         };
-        let record = Record {
-            cluster: wanted.cluster.to_string(),
-            volume_handle: wanted.handle.to_string(),
-            device: front.path().to_owned(),
-        };
         let mut attachment = Self { wanted, mds, volume, front, state: state.clone() };
-        if let Err(error) = attachment.state.write(volume_id, &record) {
-            // Without a record nobody could clean up after us.
-            if let Err((_, undo)) = attachment.detach().await.map_err(|failed| *failed) {
-                tracing::error!(error = %undo, "cannot undo an attachment");
-            }
-            return Err(error.into());
-        }
         attachment.report("attached");
         Ok(attachment)
     }
@@ -94,6 +85,23 @@ impl Attachment {
     /// True once all IO fails for good: another attachment has taken over, or the volume is gone.
     pub fn is_fenced(&self) -> bool {
         self.volume.is_ended()
+    }
+
+    /// Whether the device is still there and this volume's: others can end it too.
+    pub fn has_device(&self) -> bool {
+        self.front.serves()
+    }
+
+    /// As `has_device`, after taking back an end that only waits for the device's last user.
+    pub async fn keep_device(self) -> (Self, bool) {
+        let kept = tokio::task::spawn_blocking(move || {
+            let kept = self.front.keep().unwrap_or_else(|error| {
+                tracing::warn!(handle = %self.wanted.handle, %error, "cannot keep a device");
+                false
+            });
+            (self, kept)
+        });
+        kept.await.expect("does not panic and is not cancelled")
     }
 
     /// Asks for the volume's size and makes the device as large.
@@ -125,9 +133,7 @@ impl Attachment {
         attachment.volume.close();
         let session = attachment.volume.session();
         end_session(&attachment.mds, session.id, session.volume).await;
-        if let Err(error) = attachment.state.remove(session.volume) {
-            tracing::warn!(%error, "cannot remove an attachment's record");
-        }
+        forget(&attachment.state, session.volume);
         Ok(())
     }
 
@@ -146,22 +152,36 @@ impl Attachment {
     }
 }
 
-async fn make_device(volume: &Volume, state: &StateDir) -> Result<FuseLoop, AgentError> {
+async fn make_device(
+    volume: &Volume,
+    wanted: &Wanted,
+    state: &Arc<StateDir>,
+) -> Result<FuseLoop, AgentError> {
     let id = volume.session().volume;
-    let (volume, mount_point) = (volume.clone(), state.mount_point(id));
-    let made = tokio::task::spawn_blocking(move || -> Result<FuseLoop, FuseLoopError> {
+    let (volume, state) = (volume.clone(), state.clone());
+    let (cluster, volume_handle) = (wanted.cluster.to_string(), wanted.handle.to_string());
+    let made = tokio::task::spawn_blocking(move || {
         let (name, runtime) = (id.to_string(), Handle::current());
-        FuseLoop::attach(Arc::new(volume), &mount_point, &name, runtime)
+        // Written before there is a device, or nobody could clean up after a death in between.
+        let remember = |device: &Path| -> Result<(), AgentError> {
+            let (cluster, volume_handle) = (cluster.clone(), volume_handle.clone());
+            let record = Record { cluster, volume_handle, device: device.to_owned() };
+            Ok(state.write(id, &record)?)
+        };
+        FuseLoop::attach(Arc::new(volume), &state.mount_point(id), &name, runtime, remember)
     });
-    Ok(made.await.expect("does not panic and is not cancelled")?)
+    made.await.expect("does not panic and is not cancelled")
+}
+
+/// What stays is cleaned up by the next agent, or overwritten by the next attachment.
+fn forget(state: &StateDir, volume: VolumeId) {
+    if let Err(error) = state.remove(volume) {
+        tracing::warn!(%volume, %error, "cannot remove an attachment's record");
+    }
 }
 
 /// Best effort: nobody renews the session any more, and unpublishing fences it.
-async fn end_session(
-    mds: &MdsClient,
-    session: curve_types::SessionId,
-    volume: curve_types::VolumeId,
-) {
+async fn end_session(mds: &MdsClient, session: SessionId, volume: VolumeId) {
     if let Err(error) = mds.with_deadline(DETACH_DEADLINE).detach(session, volume).await {
         tracing::warn!(%session, %volume, %error, "cannot end a session");
     }

@@ -71,6 +71,7 @@ impl AgentError {
                 | BlockError::Closed => Code::Internal,
             },
             Self::Device(FuseLoopError::Busy { .. }) => Code::FailedPrecondition,
+            Self::Device(FuseLoopError::Gone { .. }) => Code::NotFound,
             Self::Device(_) | Self::State(_) => Code::Internal,
             Self::Stopping => Code::Unavailable,
         }

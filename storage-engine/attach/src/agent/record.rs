@@ -27,7 +27,8 @@ pub enum StateError {
     CleanUp(#[source] FuseLoopError),
 }
 
-/// What one attachment leaves behind if its agent dies.
+/// What one attachment leaves behind if its agent dies. Written before the device is made, so it
+/// may name one that never became the volume's.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub cluster: String,
@@ -128,7 +129,17 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::agent::AgentError;
+    use crate::fuse_loop::FuseLoop;
+    use crate::memory::MemoryDevice;
+
+    fn record(device: &Path) -> Record {
+        Record { cluster: "a/b".into(), volume_handle: "x".into(), device: device.to_owned() }
+    }
 
     #[test]
     fn one_agent_owns_the_directory() {
@@ -145,13 +156,39 @@ mod tests {
         let state = StateDir::open(dir.path()).expect("open");
         let volume = VolumeId::random();
         std::fs::create_dir_all(state.mount_point(volume)).expect("mkdir");
-        let record = Record {
-            cluster: "a/b".into(),
-            volume_handle: "x".into(),
-            device: "/dev/no-such-device".into(),
-        };
-        state.write(volume, &record).expect("write");
+        state.write(volume, &record(Path::new("/dev/no-such-device"))).expect("write");
         assert_eq!(state.clean_up().expect("clean"), 1);
         assert_eq!(state.clean_up().expect("clean"), 0);
+    }
+
+    /// Needs root, as the agent does.
+    #[test]
+    fn a_device_made_just_before_its_agent_died_is_cleaned_up() {
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(dir.path()).expect("open");
+        let volume = VolumeId::random();
+        let remember = |device: &Path| -> Result<(), AgentError> {
+            let free = crate::fuse_loop::LoopDevice::at(device).expect("a loop device");
+            assert!(!free.has(volume.to_string().as_ref()), "it is the volume's already");
+            Ok(state.write(volume, &record(device))?)
+        };
+        let front = FuseLoop::attach(
+            Arc::new(MemoryDevice::new(16 << 20)),
+            &state.mount_point(volume),
+            &volume.to_string(),
+            runtime.handle().clone(),
+            remember,
+        );
+        // Here it dies: nothing was done since the device exists.
+        let mut front = front.expect("attach");
+        assert!(front.serves());
+        assert_eq!(state.clean_up().expect("clean"), 1);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while front.serves() {
+            assert!(Instant::now() < deadline, "the loop device is still there");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        front.detach().expect("nothing is left to detach");
     }
 }

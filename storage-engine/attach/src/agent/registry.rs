@@ -117,6 +117,8 @@ impl Agent {
         run_to_end(async move { shared.resize(handle).await }).await
     }
 
+    /// What is attached. A volume whose device somebody else has ended is not: the number of that
+    /// device may be another volume's by now.
     pub async fn list(&self) -> Vec<proto::Attachment> {
         let slots: Vec<Slot> = self.0.slots().values().cloned().collect();
         let mut found = Vec::new();
@@ -124,6 +126,7 @@ impl Agent {
             // One that is being attached or detached right now is neither there nor gone.
             if let Ok(attachment) = slot.try_lock()
                 && let Some(attachment) = &*attachment
+                && attachment.has_device()
             {
                 found.push(attachment.describe());
             }
@@ -203,11 +206,14 @@ impl Shared {
             return Err(AgentError::Stopping);
         }
         if let Some(existing) = slot.take() {
-            if !existing.is_fenced() {
+            let (existing, kept) = existing.keep_device().await;
+            if kept && !existing.is_fenced() {
                 let existing = slot.insert(existing);
                 return check_same(existing, &wanted).map(|()| existing.describe());
             }
-            // The volume was elsewhere in the meantime: what is left here can only fail.
+            // The volume was elsewhere in the meantime, or somebody else has ended its device: what
+            // is left here can only fail.
+            tracing::warn!(handle = %wanted.handle, device = kept, "attaches anew");
             if let Err(failed) = existing.detach().await {
                 let (existing, error) = *failed;
                 *slot = Some(existing);

@@ -27,7 +27,9 @@ fn attach(size: u64, name: &str) -> Attached {
     let name = format!("{name}-{}", std::process::id());
     let mount_point = dir.path().join("mount");
     let handle = runtime.handle().clone();
-    let front = FuseLoop::attach(device.clone(), &mount_point, &name, handle).expect("attach");
+    let forget = |_: &Path| Ok::<(), FuseLoopError>(());
+    let front = FuseLoop::attach(device.clone(), &mount_point, &name, handle, forget);
+    let front = front.expect("attach");
     Attached { device, front, dir, _runtime: runtime }
 }
 
@@ -126,6 +128,48 @@ fn fio_verifies_random_writes_through_the_device() {
         &filename,
     ];
     run("fio", &args).expect("fio");
+}
+
+#[test]
+fn a_device_that_somebody_has_open_is_busy_and_stays_the_volumes() {
+    let mut attached = attach(16 * MIB, "held");
+    let holder = std::fs::File::open(attached.node()).expect("open");
+    assert!(matches!(attached.front.detach(), Err(FuseLoopError::Busy { .. })), "it is open");
+    assert!(attached.front.serves(), "its end waits for the holder");
+    drop(holder);
+    std::thread::sleep(RELEASE_POLL);
+    assert!(attached.front.serves(), "the holder took it along");
+    attached.front.detach().expect("detach");
+}
+
+#[test]
+fn an_end_that_waits_for_the_last_user_is_no_attachment_and_can_be_taken_back() {
+    let attached = attach(16 * MIB, "pending");
+    let node = attached.node();
+    let holder = std::fs::File::open(&node).expect("open");
+    run("losetup", &["--detach", &node]).expect("losetup");
+    assert!(attached.front.device.backing_name().is_some(), "the holder keeps it");
+    assert!(!attached.front.serves());
+    assert!(matches!(attached.front.resize(), Err(FuseLoopError::Gone { .. })));
+    assert!(attached.front.keep().expect("keep"));
+    drop(holder);
+    assert!(attached.front.serves());
+    let columns = run("losetup", &["-n", "-O", "DIO,AUTOCLEAR", &node]).expect("losetup");
+    assert_eq!(columns.split_ascii_whitespace().collect::<Vec<_>>(), ["1", "0"]);
+}
+
+#[test]
+fn a_device_that_has_become_another_volumes_is_left_alone() {
+    let mut stale = attach(16 * MIB, "stale");
+    let other = attach(16 * MIB, "other");
+    run("losetup", &["--detach", &stale.node()]).expect("losetup");
+    // The number is free now, and the other volume gets it.
+    stale.front.device = other.front.device.clone();
+    assert!(!stale.front.serves());
+    assert!(!stale.front.keep().expect("look"));
+    assert!(matches!(stale.front.resize(), Err(FuseLoopError::Gone { .. })));
+    stale.front.detach().expect("nothing is left to detach");
+    assert!(other.front.serves());
 }
 
 #[test]
