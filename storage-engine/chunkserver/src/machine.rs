@@ -58,6 +58,9 @@ impl BlockMachine {
             Command::Fence { volume, min_epoch } => {
                 self.change_state(|state| state.fence(*volume, *min_epoch))
             }
+            Command::Revoke { volume, session, min_epoch } => {
+                self.change_state(|state| state.revoke(*volume, *session, *min_epoch))
+            }
             Command::DeleteVolume { volume } => {
                 self.change_state(|state| state.delete(*volume));
                 Ok(())
@@ -72,7 +75,7 @@ impl BlockMachine {
                 chunks.write_zeroes(range.key, range.offset, range.len)?;
             }
             Command::Discard { range, .. } => chunks.discard(range.key, range.offset, range.len)?,
-            Command::Fence { .. } => {}
+            Command::Fence { .. } | Command::Revoke { .. } => {}
             Command::DeleteVolume { volume } => chunks.delete_volume(volume)?,
         }
         Ok(Ok(Bytes::new()))

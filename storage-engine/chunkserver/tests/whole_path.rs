@@ -191,7 +191,10 @@ impl Cluster {
     }
 
     async fn attach(&self, force: bool) -> Result<Volume> {
-        let options = AttachOptions { node: "n".into(), force, ..Default::default() };
+        self.attach_with(AttachOptions { node: "n".into(), force, ..Default::default() }).await
+    }
+
+    async fn attach_with(&self, options: AttachOptions) -> Result<Volume> {
         let session = self.client.attach("v", &options).await?;
         Ok(Volume::open(self.client.clone(), session).await?)
     }
@@ -314,5 +317,30 @@ async fn swapped_devices_keep_their_identities_and_their_data() -> Result<()> {
     cluster.stop_chunkserver("cs-0").await?;
     ensure!(volume.read(1 << 20, 1 << 20).await? == fill(5, 1 << 20));
     ensure!(volume.read(2 << 20, 1 << 20).await? == fill(6, 1 << 20));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_several_shared_attachments_ends_alone() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.start_three().await?;
+    cluster.pool_and_volume(32 << 20).await?;
+    let shared =
+        |node: &str| AttachOptions { node: node.into(), shared: true, ..Default::default() };
+    let old = cluster.attach_with(shared("a")).await?;
+    let other = cluster.attach_with(shared("b")).await?;
+    old.write(0, fill(1, 4096)).await?;
+    ensure!(other.read(0, 4096).await? == fill(1, 4096));
+
+    let again = cluster.attach_with(shared("a")).await?;
+    ensure!(old.write(0, fill(2, 4096)).await == Err(BlockError::Fenced));
+    ensure!(old.read(0, 4096).await == Err(BlockError::Fenced));
+    other.write(4096, fill(3, 4096)).await?;
+    ensure!(again.read(0, 8192).await? == [fill(1, 4096), fill(3, 4096)].concat());
+
+    cluster.client.unpublish_volume("v", "a").await?;
+    ensure!(again.write(0, fill(4, 4096)).await == Err(BlockError::Fenced));
+    other.write(0, fill(5, 4096)).await?;
+    ensure!(other.read(0, 4096).await? == fill(5, 4096));
     Ok(())
 }

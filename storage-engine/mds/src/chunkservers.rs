@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use curve_types::{CopysetId, DeviceId, Epoch, VolumeId};
+use curve_types::{CopysetId, DeviceId, Epoch, SessionId, VolumeId};
 use curve_wire::auth::{Credentials, Key, Principal};
 use curve_wire::chunk::{ChunkError, ChunkReply, Command, KIND_PROPOSE, decode_reply};
 use curve_wire::rpc::Connection;
@@ -81,6 +81,16 @@ impl Chunkservers {
 /// Makes every copyset of the volume refuse what is below `epoch`.
 pub async fn fence(node: &Arc<Node>, volume: VolumeId, epoch: Epoch) -> Result<(), FenceError> {
     everywhere(node, volume, Command::Fence { volume, min_epoch: epoch }).await
+}
+
+/// Makes every copyset of the volume refuse what `session` sends below `epoch`.
+pub async fn revoke(
+    node: &Arc<Node>,
+    volume: VolumeId,
+    session: SessionId,
+    epoch: Epoch,
+) -> Result<(), FenceError> {
+    everywhere(node, volume, Command::Revoke { volume, session, min_epoch: epoch }).await
 }
 
 /// Makes every copyset of the volume drop its chunks.

@@ -166,19 +166,28 @@ impl Errands {
     }
 }
 
-/// Sees to it that every copyset of the volume enforces the newest epoch, and records that.
+/// Sees to it that every copyset of the volume enforces the newest epoch and every revocation, and
+/// records that.
 pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
     let _turn = node.fencing(volume).await;
-    let (epoch, fenced) = {
+    let found = {
         let state = node.state.read();
-        let found = state.volumes.get(&volume).ok_or_else(|| not_found("volume", volume))?;
-        (found.epoch, found.fenced_epoch)
+        state.volumes.get(&volume).cloned().ok_or_else(|| not_found("volume", volume))?
     };
-    if fenced < epoch {
-        chunkservers::fence(node, volume, epoch).await.map_err(fence_status)?;
-        let fenced = log::Fenced { volume_id: volume.to_wire(), epoch: epoch.0 };
-        node.command(Kind::Fenced(fenced)).await?;
+    if !found.owes_fence() {
+        return Ok(());
     }
+    if found.fenced_epoch < found.epoch {
+        chunkservers::fence(node, volume, found.epoch).await.map_err(fence_status)?;
+    }
+    // An epoch that the session's key is not good for.
+    let beyond = found.epoch.next_attachment();
+    for session in &found.revoking {
+        chunkservers::revoke(node, volume, *session, beyond).await.map_err(fence_status)?;
+    }
+    let revoked = found.revoking.iter().map(|session| session.0).collect();
+    let fenced = log::Fenced { volume_id: volume.to_wire(), epoch: found.epoch.0, revoked };
+    node.command(Kind::Fenced(fenced)).await?;
     Ok(())
 }
 

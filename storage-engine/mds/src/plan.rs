@@ -33,11 +33,12 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(repair::plan_replacements(scene));
     commands.extend(plan_forgotten_devices(scene));
     let volumes = || scene.state.volumes.iter();
-    let owes_fence =
-        |volume: &crate::state::Volume| !volume.deleting && volume.fenced_epoch < volume.epoch;
     Plan {
         commands,
-        fences: volumes().filter(|(_, v)| owes_fence(v)).map(|(id, _)| *id).collect(),
+        fences: volumes()
+            .filter(|(_, v)| !v.deleting && v.owes_fence())
+            .map(|(id, _)| *id)
+            .collect(),
         deletions: volumes().filter(|(_, v)| v.deleting).map(|(id, _)| *id).collect(),
     }
 }

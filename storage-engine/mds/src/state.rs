@@ -93,6 +93,11 @@ pub struct Volume {
     pub deleting: bool,
     pub created_unix_ms: u64,
     pub sessions: BTreeMap<SessionId, Session>,
+    /// Sessions that ended while others go on at the same epoch: copysets must refuse them too.
+    /// Each stays here until all are known to.
+    pub revoking: BTreeSet<SessionId>,
+    /// How many sessions were ended so since the epoch was raised.
+    pub revoked: u32,
     /// By node.
     pub publications: BTreeMap<String, Publication>,
 }
@@ -103,6 +108,13 @@ pub struct Session {
     pub node: String,
     pub read_only: bool,
     pub shared: bool,
+}
+
+impl Volume {
+    /// Whether a copyset may still accept what it must refuse.
+    pub fn owes_fence(&self) -> bool {
+        self.fenced_epoch < self.epoch || !self.revoking.is_empty()
+    }
 }
 
 impl Session {

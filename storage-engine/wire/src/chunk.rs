@@ -33,6 +33,7 @@ const OP_DISCARD: u8 = 3;
 const OP_FENCE: u8 = 4;
 const OP_DELETE: u8 = 5;
 const OP_READ: u8 = 6;
+const OP_REVOKE: u8 = 7;
 
 /// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
 /// unresolved, so that no delayed duplicate below it may take effect any more.
@@ -74,6 +75,12 @@ pub enum Command {
         volume: VolumeId,
         min_epoch: Epoch,
     },
+    /// Refuse, for good, everything of this one session below `min_epoch`.
+    Revoke {
+        volume: VolumeId,
+        session: SessionId,
+        min_epoch: Epoch,
+    },
     /// Drop all chunks and the fence of a volume that the MDS has deleted; its id never returns.
     DeleteVolume {
         volume: VolumeId,
@@ -93,7 +100,7 @@ pub struct Read {
 pub enum ChunkMessageError {
     #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
     Short(usize),
-    #[error("chunk operation is {0}, expected 1 to 6")]
+    #[error("chunk operation is {0}, expected 1 to 7")]
     Operation(u8),
     #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
     Range { offset: u32, len: u32 },
@@ -178,6 +185,10 @@ impl Command {
                 let writer = Writer { epoch: *min_epoch, ..Writer::default() };
                 (Self::volume_header(OP_FENCE, *volume, writer), Bytes::new())
             }
+            Self::Revoke { volume, session, min_epoch } => {
+                let writer = Writer { session: *session, epoch: *min_epoch, ..Writer::default() };
+                (Self::volume_header(OP_REVOKE, *volume, writer), Bytes::new())
+            }
             Self::DeleteVolume { volume } => {
                 (Self::volume_header(OP_DELETE, *volume, Writer::default()), Bytes::new())
             }
@@ -212,6 +223,11 @@ impl Command {
             OP_ZERO => Ok(Self::WriteZeroes { range: header.range()?, writer: header.writer }),
             OP_DISCARD => Ok(Self::Discard { range: header.range()?, writer: header.writer }),
             OP_FENCE => Ok(Self::Fence { volume: header.volume, min_epoch: header.writer.epoch }),
+            OP_REVOKE => Ok(Self::Revoke {
+                volume: header.volume,
+                session: header.writer.session,
+                min_epoch: header.writer.epoch,
+            }),
             OP_DELETE => Ok(Self::DeleteVolume { volume: header.volume }),
             other => Err(ChunkMessageError::Operation(other)),
         }
@@ -223,7 +239,9 @@ impl Command {
             Self::Write { range, .. }
             | Self::WriteZeroes { range, .. }
             | Self::Discard { range, .. } => range.key.volume,
-            Self::Fence { volume, .. } | Self::DeleteVolume { volume } => *volume,
+            Self::Fence { volume, .. }
+            | Self::Revoke { volume, .. }
+            | Self::DeleteVolume { volume } => *volume,
         }
     }
 }
@@ -366,6 +384,7 @@ mod tests {
             Command::WriteZeroes { range: range(0, 4 << 20), writer },
             Command::Discard { range: range(4096, 8192), writer },
             Command::Fence { volume, min_epoch: Epoch(9) },
+            Command::Revoke { volume, session: SessionId(8), min_epoch: Epoch(10) },
             Command::DeleteVolume { volume },
         ];
         for command in commands {

@@ -18,7 +18,8 @@ use thiserror::Error;
 
 const VERSION: u8 = 1;
 /// Sessions of one volume that are remembered: several times the nodes that share one. Beyond it
-/// the oldest is dropped.
+/// the oldest is dropped. The MDS revokes fewer than half as many at one epoch, and those have a
+/// higher epoch than any session that can still write: no revocation is dropped while it matters.
 const SESSIONS_MAX: usize = 256;
 /// Deleted volumes that are remembered, so that a write that was delayed cannot bring a chunk
 /// back. A session that outlives so many deletions could only waste space under a dead id.
@@ -100,6 +101,27 @@ impl BlockState {
             return Err(ChunkError::Deleted);
         }
         self.volumes.entry(volume).or_default().raise(min_epoch);
+        Ok(())
+    }
+
+    /// Raises the fence of one session, never lowers it.
+    pub fn revoke(
+        &mut self,
+        volume: VolumeId,
+        session: SessionId,
+        min_epoch: Epoch,
+    ) -> Result<(), ChunkError> {
+        if self.deleted_set.contains(&volume) {
+            return Err(ChunkError::Deleted);
+        }
+        let fence = self.volumes.entry(volume).or_default();
+        let own = fence.sessions.get(&session).map_or(fence.min_epoch, |seen| seen.epoch);
+        if own < min_epoch {
+            fence.sessions.insert(session, Seen { epoch: min_epoch, floor: 0 });
+            if fence.sessions.len() > SESSIONS_MAX {
+                fence.drop_oldest_but(session);
+            }
+        }
         Ok(())
     }
 

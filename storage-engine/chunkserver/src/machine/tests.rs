@@ -79,6 +79,11 @@ impl Model {
                 *known = min_epoch.0.max(*known);
                 return Ok(Bytes::new());
             }
+            Command::Revoke { session, min_epoch, .. } => {
+                let seen = self.seen.entry((volume, *session)).or_default();
+                *seen = if min_epoch.0 > seen.0 { (min_epoch.0, 0) } else { *seen };
+                return Ok(Bytes::new());
+            }
             Command::Write { range, writer, .. }
             | Command::WriteZeroes { range, writer }
             | Command::Discard { range, writer } => (range, writer),
@@ -143,6 +148,31 @@ fn a_fence_refuses_lower_epochs_for_good() {
     assert!(state.check_read(volume(1), SessionId(1), Epoch(6)).is_err());
     assert!(state.check_read(volume(1), SessionId(1), Epoch(7)).is_ok());
     assert_eq!(rig.run(&write(writer(7, 1, 1), 3)), Ok(Bytes::new()));
+}
+
+#[test]
+fn a_revoked_session_ends_alone_and_stays_ended() {
+    let mut rig = Rig::new();
+    let of = |session, epoch| Writer { session: SessionId(session), ..writer(epoch, 1, 1) };
+    let revoke = Command::Revoke { volume: volume(1), session: SessionId(1), min_epoch: Epoch(8) };
+    assert_eq!(rig.run(&write(of(1, 7), 1)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&revoke), Ok(Bytes::new()));
+    assert_eq!(rig.run(&revoke), Ok(Bytes::new()), "again is no error");
+    let fenced = Err(ChunkError::Fenced { min_epoch: Epoch(8) });
+    assert_eq!(rig.run(&write(of(1, 7), 2)), fenced);
+    assert_eq!(rig.run(&write(of(2, 7), 3)), Ok(Bytes::new()), "the other goes on");
+    // As a replica has it that learned all this from a snapshot.
+    let state = rig.machine.state.read().expect("unpoisoned").encode();
+    let mut state = BlockState::decode(&state).expect("valid");
+    assert!(state.check_read(volume(1), SessionId(1), Epoch(7)).is_err());
+    assert!(state.check_read(volume(1), SessionId(2), Epoch(7)).is_ok());
+    // However many sessions come and go at that epoch.
+    for session in 3..600 {
+        assert_eq!(state.admit(volume(1), &of(session, 7)), Ok(()), "session {session}");
+    }
+    assert!(state.admit(volume(1), &of(1, 7)).is_err());
+    state.delete(volume(1));
+    assert_eq!(state.revoke(volume(1), SessionId(2), Epoch(8)), Err(ChunkError::Deleted));
 }
 
 #[test]
@@ -275,8 +305,13 @@ fn any_command() -> impl Strategy<Value = Command> {
     });
     let fence = (1..3u8, 1..5u64)
         .prop_map(|(n, epoch)| Command::Fence { volume: volume(n), min_epoch: Epoch(epoch) });
+    let revoke = (1..3u8, 1..3u64, 1..5u64).prop_map(|(n, session, epoch)| Command::Revoke {
+        volume: volume(n),
+        session: SessionId(session),
+        min_epoch: Epoch(epoch),
+    });
     let delete = (1..3u8).prop_map(|n| Command::DeleteVolume { volume: volume(n) });
-    prop_oneof![40 => io, 4 => fence, 1 => delete]
+    prop_oneof![40 => io, 4 => fence, 4 => revoke, 1 => delete]
 }
 
 /// Moves everything to another replica, as a Raft snapshot does.

@@ -10,7 +10,7 @@ pub(super) fn writer(command: &Command) -> Option<&Writer> {
         Command::Write { writer, .. }
         | Command::WriteZeroes { writer, .. }
         | Command::Discard { writer, .. } => Some(writer),
-        Command::Fence { .. } | Command::DeleteVolume { .. } => None,
+        Command::Fence { .. } | Command::Revoke { .. } | Command::DeleteVolume { .. } => None,
     }
 }
 
@@ -75,6 +75,7 @@ mod tests {
             write(volume, Writer { epoch: Epoch::of_attachment(2), ..good }),
             write(volume, Writer { epoch: Epoch::of_attachment(4), ..good }),
             Command::Fence { volume, min_epoch: EPOCH },
+            Command::Revoke { volume, session: own, min_epoch: EPOCH },
             Command::DeleteVolume { volume },
         ];
         for bad in refused {

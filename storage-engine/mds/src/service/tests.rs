@@ -150,6 +150,43 @@ async fn a_fence_that_was_interrupted_is_finished_by_the_next_leader() {
 }
 
 #[tokio::test]
+async fn a_revocation_that_was_interrupted_is_finished_by_the_next_leader() {
+    let mds = TestMds::start(OUT_AFTER).await;
+    let mut servers = formed_pool(&mds).await;
+    let mut admin = volumes(&mds, Role::Admin, "me");
+    create(&mut admin, "data").await;
+    let shared = |node| proto::AttachRequest { shared: true, ..attach("data", node) };
+    let first = admin.attach(shared("node1")).await.expect("attach").into_inner();
+    admin.attach(shared("node2")).await.expect("attach");
+    for server in &servers {
+        *server.told.refuse.lock().expect("lock") = Some(ChunkError::Unavailable);
+    }
+    let request = shared("node1");
+    let call = admin.attach(request.clone());
+    assert!(tokio::time::timeout(Duration::from_millis(400), call).await.is_err(), "it waits");
+    mds.fail_over().await;
+    for server in &mut servers {
+        *server.told.refuse.lock().expect("lock") = None;
+        server.heartbeat().await;
+    }
+    let again = admin.attach(request).await.expect("retry").into_inner();
+    assert_eq!(again.epoch, first.epoch, "the other node's session goes on");
+    let mut told = std::collections::BTreeSet::new();
+    for server in &servers {
+        for (copyset, commands) in server.told.commands.lock().expect("lock").iter() {
+            for command in commands {
+                if let Command::Revoke { session, min_epoch, .. } = command {
+                    assert_eq!(*session, SessionId(first.id));
+                    assert_eq!(*min_epoch, Epoch(first.epoch).next_attachment());
+                    told.insert(*copyset);
+                }
+            }
+        }
+    }
+    assert_eq!(told.len(), 8);
+}
+
+#[tokio::test]
 async fn an_agent_gets_what_was_published_to_its_node_and_nothing_else() {
     let mds = TestMds::start(OUT_AFTER).await;
     let servers = formed_pool(&mds).await;

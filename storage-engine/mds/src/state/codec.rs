@@ -216,6 +216,8 @@ fn store_volume((id, volume): (&VolumeId, &Volume)) -> log::StoredVolume {
         deleting: volume.deleting,
         created_unix_ms: volume.created_unix_ms,
         sessions: volume.sessions.iter().map(session).collect(),
+        revoking: volume.revoking.iter().map(|session| session.0).collect(),
+        revoked: volume.revoked,
         publications: volume.publications.iter().map(publication).collect(),
     }
 }
@@ -238,6 +240,8 @@ fn load_volume(stored: log::StoredVolume) -> Result<(VolumeId, Volume), DecodeEr
         deleting: stored.deleting,
         created_unix_ms: stored.created_unix_ms,
         sessions: stored.sessions.into_iter().map(session).collect(),
+        revoking: stored.revoking.into_iter().map(SessionId).collect(),
+        revoked: stored.revoked,
         publications: stored.publications.into_iter().map(publication).collect(),
     };
     Ok((VolumeId::from_wire(&stored.id).ok_or(field("volume id"))?, volume))

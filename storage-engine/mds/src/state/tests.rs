@@ -350,27 +350,70 @@ fn an_agent_attaches_only_what_is_published_to_its_node() {
 }
 
 #[test]
-fn shared_sessions_live_side_by_side_and_end_together() {
+fn shared_sessions_live_side_by_side_and_end_one_by_one() {
     let mut state = with_volume();
-    apply(&mut state, publish("node1", true)).expect("publish");
-    apply(&mut state, publish("node2", true)).expect("publish");
-    let attach = |state: &State, node: &str| log::OpenSession { shared: true, ..open(state, node) };
-    let first = attach(&state, "node1");
-    let first = opened(&mut state, first);
-    let again = attach(&state, "node1");
-    let again = opened(&mut state, again);
-    assert!(again.epoch > first.epoch, "the only holder fences its own earlier session");
-    let second = attach(&state, "node2");
-    let second = opened(&mut state, second);
-    assert_eq!(again.epoch, second.epoch);
-    assert_eq!(state.volumes[&volume(7)].sessions.len(), 2);
+    for node in ["node1", "node2"] {
+        apply(&mut state, publish(node, true)).expect("publish");
+    }
+    let attach = |state: &mut State, node: &str| {
+        let open = log::OpenSession { shared: true, ..open(state, node) };
+        opened(state, open)
+    };
+    let sessions = |state: &State| -> Vec<u64> {
+        state.volumes[&volume(7)].sessions.keys().map(|id| id.0).collect()
+    };
+    let revoking = |state: &State| -> Vec<u64> {
+        state.volumes[&volume(7)].revoking.iter().map(|id| id.0).collect()
+    };
+    let lone = attach(&mut state, "node1");
+    let first = attach(&mut state, "node1");
+    assert!(first.epoch > lone.epoch, "the only holder fences its own earlier session");
+    let second = attach(&mut state, "node2");
+    assert_eq!((first.epoch, sessions(&state)), (second.epoch, vec![first.id, second.id]));
     let exclusive = open(&state, "node3");
     refusal(&mut state, Kind::OpenSession(exclusive));
+
+    // A node that attaches again ends its own earlier session, and no other.
+    let again = attach(&mut state, "node1");
+    assert_eq!((again.epoch, sessions(&state)), (second.epoch, vec![second.id, again.id]));
+    assert_eq!(revoking(&state), [first.id]);
     let unpublish = log::Unpublish { volume_id: volume(7).to_wire(), node: "node1".to_owned() };
     apply(&mut state, Kind::Unpublish(unpublish)).expect("unpublish");
+    assert_eq!((sessions(&state), revoking(&state)), (vec![second.id], vec![first.id, again.id]));
     let found = &state.volumes[&volume(7)];
-    assert!(found.sessions.is_empty() && found.epoch.0 > second.epoch);
-    assert!(found.publications.contains_key("node2"));
+    assert!(found.epoch.0 == second.epoch && found.publications.contains_key("node2"));
+    assert_eq!(State::decode(&state.encode()).expect("its own bytes"), state);
+
+    // What was recorded is what was owed then, not what is owed since.
+    let fenced = |revoked| {
+        let volume_id = volume(7).to_wire();
+        Kind::Fenced(log::Fenced { volume_id, epoch: second.epoch, revoked })
+    };
+    apply(&mut state, fenced(vec![first.id, 99])).expect("record");
+    assert_eq!(revoking(&state), [again.id]);
+    assert!(state.volumes[&volume(7)].owes_fence());
+    apply(&mut state, fenced(vec![again.id])).expect("record");
+    assert!(!state.volumes[&volume(7)].owes_fence());
+}
+
+#[test]
+fn too_many_revocations_raise_the_epoch() {
+    let mut state = with_volume();
+    let attach = |state: &mut State, node: &str| {
+        // Nobody is known to live, as right after a change of the leader.
+        let open = log::OpenSession { shared: true, live: Vec::new(), ..open(state, node) };
+        opened(state, open)
+    };
+    let other = attach(&mut state, "node2");
+    let mut last = attach(&mut state, "node1");
+    for _ in 0..100 {
+        last = attach(&mut state, "node1");
+        assert_eq!(last.epoch, other.epoch);
+    }
+    let raised = attach(&mut state, "node1");
+    assert!(raised.epoch > last.epoch);
+    let found = &state.volumes[&volume(7)];
+    assert_eq!((found.sessions.len(), found.revoking.len(), found.revoked), (1, 0, 0));
 }
 
 #[test]
@@ -378,7 +421,9 @@ fn a_recorded_fence_never_goes_back_nor_beyond_the_epoch() {
     let mut state = with_volume();
     let attach = open(&state, "node1");
     let epoch = opened(&mut state, attach).epoch;
-    let fenced = |epoch| Kind::Fenced(log::Fenced { volume_id: volume(7).to_wire(), epoch });
+    let fenced = |epoch| {
+        Kind::Fenced(log::Fenced { volume_id: volume(7).to_wire(), epoch, revoked: Vec::new() })
+    };
     for (said, known) in [(epoch - 1, epoch - 1), (epoch + 9, epoch), (1, epoch)] {
         apply(&mut state, fenced(said)).expect("record");
         assert_eq!(state.volumes[&volume(7)].fenced_epoch, Epoch(known));

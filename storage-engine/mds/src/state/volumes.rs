@@ -1,9 +1,10 @@
 //! Commands about volumes, who may attach them, and who has.
 //!
-//! Whatever raises a volume's epoch answers with it; the caller must see every copyset enforce it
-//! (`fenced_epoch`) before it lets anyone act on the answer.
+//! Whatever raises a volume's epoch or revokes a session of it answers with the epoch; the caller
+//! must see every copyset enforce both (`Volume::owes_fence`) before it lets anyone act on the
+//! answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use curve_types::{ByteSize, Epoch, SessionId, VOLUME_SIZE_MAX, VolumeId};
 
@@ -15,6 +16,8 @@ use crate::log::{self, WireId, answer};
 const VOLUME_SIZE_MIN: u64 = 1 << 20;
 /// Volumes are addressed in sectors of this size.
 const SECTOR: u64 = 512;
+/// Sessions that may be revoked at one epoch. Copysets remember each, in a table of 256 sessions.
+const REVOKED_MAX: u32 = 100;
 
 impl State {
     pub(super) fn create_volume(&mut self, create: log::CreateVolume, now_ms: u64) -> Applied {
@@ -50,6 +53,8 @@ impl State {
             deleting: false,
             created_unix_ms: now_ms,
             sessions: BTreeMap::new(),
+            revoking: BTreeSet::new(),
+            revoked: 0,
             publications: BTreeMap::new(),
         };
         self.volumes.insert(id, volume);
@@ -143,13 +148,13 @@ impl State {
         done()
     }
 
-    /// Answers with the epoch that must be enforced before the caller may go on. If the node still
-    /// had a session, every session of the volume ends: the others attach again.
+    /// Answers with the epoch that must be enforced before the caller may go on. A session that the
+    /// node still had ends; those of other nodes go on.
     pub(super) fn unpublish(&mut self, unpublish: log::Unpublish) -> Applied {
         let volume = self.live_volume(volume_id(&unpublish.volume_id)?)?;
         let node = unpublish.node;
         let open = |session: &Session| node.is_empty() || session.node == node;
-        if volume.sessions.values().any(open) {
+        if volume.sessions.values().any(open) && (node.is_empty() || !volume.revoke(&node)) {
             volume.raise_epoch();
         }
         volume.publications.retain(|name, _| !node.is_empty() && *name != node);
@@ -164,13 +169,8 @@ impl State {
         let log::OpenSession { node, read_only, shared, .. } = open.clone();
         let tolerant = read_only || shared;
         let elsewhere = |session: &&Session| session.node != node;
-        let joins = tolerant && volume.sessions.values().any(|session| elsewhere(&session));
-        if joins && volume.sessions.values().filter(elsewhere).all(Session::tolerant) {
-            // Raising the epoch would end the other nodes' sessions too. So what the node's own
-            // earlier session had under way is not fenced: copysets know no single session to
-            // refuse, only epochs.
-            volume.sessions.retain(|_, session| session.node != node);
-        } else {
+        let joins = tolerant && volume.sessions.values().filter(elsewhere).all(Session::tolerant);
+        if !joins || !volume.revoke(&node) {
             volume.check_displaceable(&open)?;
             volume.raise_epoch();
         }
@@ -192,6 +192,7 @@ impl State {
     pub(super) fn fenced(&mut self, fenced: log::Fenced) -> Applied {
         let volume = self.live_volume(volume_id(&fenced.volume_id)?)?;
         volume.fenced_epoch = volume.fenced_epoch.max(Epoch(fenced.epoch).min(volume.epoch));
+        volume.revoking.retain(|session| !fenced.revoked.contains(&session.0));
         done()
     }
 
@@ -205,7 +206,24 @@ impl Volume {
     /// Ends every session: from now on only attachments that come later count.
     fn raise_epoch(&mut self) {
         self.sessions.clear();
+        self.revoking.clear();
+        self.revoked = 0;
         self.epoch = self.epoch.next_attachment();
+    }
+
+    /// Ends the sessions of one node alone. False, and nothing is done, if no other node has one,
+    /// or if too many were ended so: then the epoch has to be raised.
+    fn revoke(&mut self, node: &str) -> bool {
+        let ends = |(_, session): &(&SessionId, &Session)| session.node == node;
+        let ending: Vec<SessionId> = self.sessions.iter().filter(ends).map(|(id, _)| *id).collect();
+        let revoked = self.revoked + ending.len() as u32;
+        if ending.len() == self.sessions.len() || revoked > REVOKED_MAX {
+            return false;
+        }
+        self.sessions.retain(|id, _| !ending.contains(id));
+        self.revoking.extend(ending);
+        self.revoked = revoked;
+        true
     }
 
     fn check_publication(&self, open: &log::OpenSession) -> Result<(), Refusal> {
