@@ -12,7 +12,7 @@ pub mod status;
 pub mod teardown;
 pub mod validate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,11 +32,11 @@ use build::{BuildInputs, ClusterObjects};
 use credentials::Credentials;
 use dereference::Observed;
 use health::Engine;
-use names::{ClusterKey, FINALIZER, LABEL_HOSTNAME, MDS_GRPC_PORT};
+use names::{ClusterKey, FINALIZER, LABEL_COMPONENT, LABEL_HOSTNAME, MDS_GRPC_PORT};
 use placement::{Bindings, plan_placement};
 use rollout::RolloutStep;
-use status::{Notice, StatusInputs};
-use validate::{ValidatedCluster, ValidatedSet, ValidatedStorage};
+use status::{Look, Notice, StatusInputs};
+use validate::{SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
 
 /// Time between two looks at a cluster in which nothing changes in Kubernetes.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -92,7 +92,9 @@ pub async fn reconcile(
     let validated = match validated {
         Ok(validated) => validated,
         Err(invalid) => {
-            let status = status::refuse(&old, &invalid, generation, Timestamp::now());
+            let engine = ask_known_engine(&cluster, &key, &observed, &context).await;
+            let look = Look { generation, old: &old, engine: &engine, now: Timestamp::now() };
+            let status = status::refuse(&look, &invalid);
             publish_changes(&cluster, &old, &status, &context).await?;
             return Ok(Action::requeue(LOOK_AGAIN));
         }
@@ -102,8 +104,9 @@ pub async fn reconcile(
     }
     let result = converge(&cluster, &validated, &observed, &old, &context).await;
     if let Err(error) = &result {
-        let now = Timestamp::now();
-        let status = status::interrupted(&old, &curve_wire::with_causes(error), generation, now);
+        let engine = ask_known_engine(&cluster, &key, &observed, &context).await;
+        let look = Look { generation, old: &old, engine: &engine, now: Timestamp::now() };
+        let status = status::interrupted(&look, &curve_wire::with_causes(error));
         publish_changes(&cluster, &old, &status, &context).await?;
     }
     result
@@ -116,6 +119,8 @@ async fn converge(
     old: &CurveClusterStatus,
     context: &Context,
 ) -> Result<Action, ReconcileError> {
+    let (validated, misfits) = fit_placement(validated, observed);
+    let validated = &validated;
     let key = validated.key();
     let client = &context.client;
     let authority = credentials::ensure_authority(
@@ -127,7 +132,7 @@ async fn converge(
     )
     .await?;
     let credentials = credentials::gather_credentials(&key, &authority, observed)?;
-    let target = mds_target(validated, &credentials, &observed.pods);
+    let target = mds_target(&validated.uid, &credentials, &observed.pods);
     let mut engine = ask_engine(context.api.as_ref(), &target).await;
     if ensure_default_pool(context.api.as_ref(), &target, &engine, observed).await {
         engine = ask_engine(context.api.as_ref(), &target).await;
@@ -142,23 +147,22 @@ async fn converge(
         let objects =
             build_objects(validated, observed, old, &credentials, &engine, &bindings, context);
         apply::free_released_volumes(client, &observed.volumes).await?;
-        apply::apply(client, objects, &observed.connections).await?;
+        apply::apply(client, &key, objects, observed).await?;
     }
     let sets = read_back(client, &key, validated).await?;
     let now = Timestamp::now();
-    let mut rollout = rollout::plan_rollout(&sets, &observed.pods, &engine, now);
+    let homeless = homeless_pods(validated, observed);
+    let mut rollout = rollout::plan_rollout(&sets, &observed.pods, &engine, &homeless, now);
     if let RolloutStep::Restart { pod } = &rollout {
         rollout = restart(client, cluster, &key, pod, context).await?;
     }
     let inputs = StatusInputs {
-        generation: cluster.metadata.generation,
-        old,
+        look: Look { generation: cluster.metadata.generation, old, engine: &engine, now },
         stateful_sets: &sets,
         pods: &observed.pods,
         shortages: &shortages,
-        engine: &engine,
+        misfits: &misfits,
         rollout: &rollout,
-        now,
     };
     let status = status::summarize(validated, &inputs);
     publish_changes(cluster, old, &status, context).await?;
@@ -215,6 +219,44 @@ fn bound_of(
         Some((ordinal, node.clone()))
     });
     bound.collect()
+}
+
+/// The cluster without the changes of placement that would leave a pod without any node, because
+/// they rule out the one that has its data; and what is ruled out.
+fn fit_placement(
+    validated: &ValidatedCluster,
+    observed: &Observed,
+) -> (ValidatedCluster, Vec<String>) {
+    let bound_nodes = observed.bound_nodes();
+    let mut misfits = Vec::new();
+    let mut fit = |set: &ValidatedSet| {
+        let name = validated.set_name(set);
+        let live = observed.stateful_sets.iter().find(|live| live.name_any() == name);
+        let old = live.and_then(|live| placement::with_old_placement(set, live));
+        let bound = bound_of(validated, set, &bound_nodes);
+        // A label or taint that a node gets under an unchanged placement is no change of ours.
+        match (old, placement::misfits(set, &bound, &observed.nodes)) {
+            (Some(old), Some(misfit)) => {
+                misfits.push(misfit);
+                old
+            }
+            _ => set.clone(),
+        }
+    };
+    let mds = fit(&validated.mds);
+    let node_sets = validated.node_sets.iter().map(fit).collect();
+    (ValidatedCluster { mds, node_sets, ..validated.clone() }, misfits)
+}
+
+/// Pods that are bound to a node that is away.
+fn homeless_pods(validated: &ValidatedCluster, observed: &Observed) -> BTreeSet<String> {
+    let bound_nodes = observed.bound_nodes();
+    let pods = validated.sets().flat_map(|set| {
+        let mut bound = bound_of(validated, set, &bound_nodes);
+        bound.retain(|_, node| placement::is_away(node, &observed.nodes));
+        bound.into_keys().map(|ordinal| validated.pod_name(set, ordinal))
+    });
+    pods.collect()
 }
 
 /// Binds pods with local storage to nodes; per set its bindings, and what is missing.
@@ -276,17 +318,17 @@ async fn read_back(
 
 /// Addresses of the metadata service's pods: they work from anywhere that reaches pods, also
 /// while cluster DNS does not.
-fn mds_target(validated: &ValidatedCluster, credentials: &Credentials, pods: &[Pod]) -> Target {
-    let names: Vec<String> =
-        (0..validated.mds.count).map(|o| validated.pod_name(&validated.mds, o)).collect();
+fn mds_target(uid: &str, credentials: &Credentials, pods: &[Pod]) -> Target {
+    let mds = pods.iter().filter(|pod| {
+        pod.labels().get(LABEL_COMPONENT).is_some_and(|label| label == SetRole::Mds.component())
+    });
     let address = |pod: &Pod| {
         let ip: std::net::IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
         Some(std::net::SocketAddr::new(ip, MDS_GRPC_PORT).to_string())
     };
-    let endpoints = pods.iter().filter(|pod| names.contains(&pod.name_any())).filter_map(address);
     Target {
-        key: format!("{} {}", validated.uid, credentials.authority),
-        endpoints: endpoints.collect(),
+        key: format!("{uid} {}", credentials.authority),
+        endpoints: mds.filter_map(address).collect(),
         identity: credentials.operator.clone(),
     }
 }
@@ -296,16 +338,39 @@ pub async fn find_target(
     cluster: &CurveCluster,
     context: &Context,
 ) -> Result<Target, FindTargetError> {
-    let validated = validate::validate(cluster, &context.settings.image)?;
-    let key = validated.key();
+    let key = validate::validate(cluster, &context.settings.image)?.key();
     let observed =
         dereference::dereference(&context.client, &key, &context.settings.namespace).await?;
+    known_target(cluster, &key, &observed)
+}
+
+/// Where the metadata service is, whatever the spec says now.
+fn known_target(
+    cluster: &CurveCluster,
+    key: &ClusterKey,
+    observed: &Observed,
+) -> Result<Target, FindTargetError> {
     let name = key.ca_secret();
     let secret = observed.secrets.get(&name).ok_or(FindTargetError::NotYet)?;
     let authority = credentials::read_authority(&name, secret)?;
-    let credentials = credentials::gather_credentials(&key, &authority, &observed)?;
-    let target = mds_target(&validated, &credentials, &observed.pods);
+    let credentials = credentials::gather_credentials(key, &authority, observed)?;
+    let uid = cluster.uid().unwrap_or_default();
+    let target = mds_target(&uid, &credentials, &observed.pods);
     if target.endpoints.is_empty() { Err(FindTargetError::NotYet) } else { Ok(target) }
+}
+
+/// Asks the metadata service of a cluster that cannot be reconciled: its health must not seem to
+/// stand still meanwhile.
+async fn ask_known_engine(
+    cluster: &CurveCluster,
+    key: &ClusterKey,
+    observed: &Observed,
+    context: &Context,
+) -> Engine {
+    match known_target(cluster, key, observed) {
+        Ok(target) => ask_engine(context.api.as_ref(), &target).await,
+        Err(error) => Err(curve_wire::with_causes(&error)),
+    }
 }
 
 async fn ask_engine(api: &dyn ClusterApi, target: &Target) -> Engine {

@@ -154,6 +154,15 @@ fn the_storage_class_can_be_left_out() {
     assert!(objects.expect("renders").iter().all(|object| object["kind"] != "StorageClass"));
 }
 
+/// A dead agent's devices fail all IO: an upgrade of the chart must not end agents under pods.
+#[test]
+fn an_upgrade_leaves_running_agents_alone() {
+    let objects = render(&[]);
+    let objects = objects.expect("renders");
+    let strategy = &find(&objects, "DaemonSet", "curve-agent")["spec"]["updateStrategy"];
+    assert_eq!(*strategy, serde_json::json!({"type": "OnDelete"}));
+}
+
 /// kubelet dials the registration socket with its escaped path as `:authority`; our server refuses
 /// the call before any of our code if that is no authority by the book.
 #[test]

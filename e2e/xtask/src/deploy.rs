@@ -143,6 +143,8 @@ pub fn install_chart(
         .args(["--wait", "--timeout", "10m"])
         .args(["--set-string", &format!("image.repository={repository}")])
         .args(["--set-string", &format!("image.tag={tag}")])
+        // What is being developed must run everywhere at once.
+        .args(["--set-string", "agent.updateStrategy=RollingUpdate"])
         .args(overrides);
     let log = paths.cache.join("log/helm.log");
     step.say("helm upgrade --install");

@@ -1,6 +1,7 @@
-//! Makes the API server hold what the build step wants, by server-side apply. Decides nothing.
+//! Makes the API server hold what the build step wants, by server-side apply. Decides nothing,
+//! except that what is not the cluster's is left alone.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Secret};
@@ -13,7 +14,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::build::ClusterObjects;
-use super::names::{FIELD_MANAGER, FINALIZER, LABEL_CLUSTER, LABEL_CLUSTER_NAMESPACE};
+use super::dereference::Observed;
+use super::names::{ClusterKey, FIELD_MANAGER, FINALIZER, Foreign};
 use crate::crd::{CurveCluster, CurveClusterStatus};
 
 /// The API server refused a change.
@@ -21,8 +23,10 @@ use crate::crd::{CurveCluster, CurveClusterStatus};
 pub enum ApplyError {
     #[error("apply {kind} {name}")]
     Apply { kind: String, name: String, source: kube::Error },
-    #[error("{kind} {name} belongs to another cluster ({owner}): rename one of the two")]
-    Foreign { kind: String, name: String, owner: String },
+    #[error("read {kind} {name}")]
+    Read { kind: String, name: String, source: kube::Error },
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
     #[error("free PersistentVolume {name} for its new claim")]
     Free { name: String, source: kube::Error },
     #[error("delete {kind} {name}")]
@@ -35,12 +39,12 @@ pub enum ApplyError {
     Finalizer { name: String, source: kube::Error },
 }
 
-/// Applies all objects. `connections` are those that exist: an equal one is not sent again, since
-/// there is one per node.
+/// Applies all objects, or nothing if one of them is there and not the cluster's.
 pub async fn apply(
     client: &Client,
+    key: &ClusterKey,
     objects: ClusterObjects,
-    connections_there: &BTreeMap<String, Secret>,
+    observed: &Observed,
 ) -> Result<(), ApplyError> {
     let ClusterObjects {
         service_accounts,
@@ -51,21 +55,79 @@ pub async fn apply(
         disruption_budgets,
         connections,
     } = objects;
+    // An equal one is not sent again, since there is one per node.
+    let changed = connections.into_iter().filter(|wanted| {
+        let there = observed.connections.get(&wanted.name_any());
+        there.is_none_or(|there| there.data != wanted.data)
+    });
+    let connections: Vec<Secret> = changed.collect();
+
+    refuse_foreign(client, key, &service_accounts, []).await?;
+    refuse_foreign(client, key, &secrets, observed.secrets.values()).await?;
+    refuse_foreign(client, key, &services, []).await?;
+    refuse_foreign_volumes(client, key, &volumes, &observed.volumes).await?;
+    refuse_foreign(client, key, &disruption_budgets, []).await?;
+    refuse_foreign(client, key, &stateful_sets, &observed.stateful_sets).await?;
+    refuse_foreign(client, key, &connections, observed.connections.values()).await?;
+
     apply_namespaced(client, service_accounts).await?;
     apply_namespaced(client, secrets).await?;
     apply_namespaced(client, services).await?;
     apply_cluster_wide(client, volumes).await?;
     apply_namespaced(client, disruption_budgets).await?;
     apply_namespaced(client, stateful_sets).await?;
-    let changed = connections.into_iter().filter(|wanted| {
-        let there = connections_there.get(&wanted.name_any());
-        there.is_none_or(|there| there.data != wanted.data)
-    });
-    let changed: Vec<Secret> = changed.collect();
-    for wanted in &changed {
-        refuse_foreign(client, wanted).await?;
+    apply_namespaced(client, connections).await
+}
+
+/// Looks at what is there under the names of `wanted`, except for those `known` as the cluster's.
+///
+/// Names in a namespace of users may be taken by anybody; those in the operator's are made of two
+/// names with a dash in between, so `a-b/c` and `a/b-c` meet. Whoever comes second is refused.
+async fn refuse_foreign<'a, K>(
+    client: &Client,
+    key: &ClusterKey,
+    wanted: &[K],
+    known: impl IntoIterator<Item = &'a K>,
+) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    K: Clone + Debug + DeserializeOwned + 'a,
+{
+    let known: BTreeSet<String> = known.into_iter().map(ResourceExt::name_any).collect();
+    for object in wanted.iter().filter(|object| !known.contains(&object.name_any())) {
+        let namespace = object.namespace().unwrap_or_default();
+        let api = Api::<K>::namespaced(client.clone(), &namespace);
+        refuse_one(&api, key, &object.name_any()).await?;
     }
-    apply_namespaced(client, changed).await
+    Ok(())
+}
+
+async fn refuse_foreign_volumes(
+    client: &Client,
+    key: &ClusterKey,
+    wanted: &[PersistentVolume],
+    known: &[PersistentVolume],
+) -> Result<(), ApplyError> {
+    let known: BTreeSet<String> = known.iter().map(ResourceExt::name_any).collect();
+    let api = Api::<PersistentVolume>::all(client.clone());
+    for volume in wanted.iter().filter(|volume| !known.contains(&volume.name_any())) {
+        refuse_one(&api, key, &volume.name_any()).await?;
+    }
+    Ok(())
+}
+
+async fn refuse_one<K>(api: &Api<K>, key: &ClusterKey, name: &str) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let read = |source| {
+        let kind = K::kind(&()).into_owned();
+        ApplyError::Read { kind, name: name.into(), source }
+    };
+    match api.get_opt(name).await.map_err(read)? {
+        Some(there) => Ok(Foreign::refuse(&there, &key.labels())?),
+        None => Ok(()),
+    }
 }
 
 async fn apply_namespaced<K>(client: &Client, objects: Vec<K>) -> Result<(), ApplyError>
@@ -101,26 +163,6 @@ where
         Ok(_) => Ok(()),
         Err(source) => Err(ApplyError::Apply { kind: K::kind(&()).into_owned(), name, source }),
     }
-}
-
-/// Names in the operator's namespace are made of two names with a dash in between, so `a-b/c` and
-/// `a/b-c` meet: the second to come is refused instead of taking over.
-async fn refuse_foreign(client: &Client, wanted: &Secret) -> Result<(), ApplyError> {
-    let (name, kind) = (wanted.name_any(), "Secret".to_owned());
-    let api = Api::<Secret>::namespaced(client.clone(), &wanted.namespace().unwrap_or_default());
-    let there = match api.get_opt(&name).await {
-        Ok(Some(there)) => there,
-        Ok(None) => return Ok(()),
-        Err(source) => return Err(ApplyError::Apply { kind, name, source }),
-    };
-    let owner = |secret: &Secret| {
-        [LABEL_CLUSTER_NAMESPACE, LABEL_CLUSTER].map(|label| secret.labels().get(label).cloned())
-    };
-    if owner(&there) == owner(wanted) {
-        return Ok(());
-    }
-    let owner = owner(&there).map(Option::unwrap_or_default).join("/");
-    Err(ApplyError::Foreign { kind, name, owner })
 }
 
 /// Makes local volumes whose claim was deleted ready for the claim of the same name that comes

@@ -14,7 +14,7 @@ use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 
 use super::dereference::Observed;
-use super::names::ClusterKey;
+use super::names::{ClusterKey, Foreign};
 
 /// Keys of the Secrets.
 const CA_CERT: &str = "ca.crt";
@@ -45,6 +45,8 @@ pub enum CredentialsError {
     Issue(String, #[source] PkiError),
     #[error("store the authority in Secret {name}")]
     StoreAuthority { name: String, source: kube::Error },
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
     #[error("Secret {name} has no readable {key}: restore it, or delete the Secret for a new one")]
     Damaged { name: String, key: &'static str },
 }
@@ -67,7 +69,7 @@ pub async fn ensure_authority(
     let secret = Secret {
         metadata: ObjectMeta {
             name: Some(name.into()),
-            labels: Some(labels),
+            labels: Some(labels.clone()),
             ..ObjectMeta::default()
         },
         type_: Some("kubernetes.io/tls".into()),
@@ -81,7 +83,9 @@ pub async fn ensure_authority(
     match api.create(&PostParams::default(), &secret).await {
         Ok(_) => Ok(authority),
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            read_authority(name, &api.get(name).await.map_err(store)?)
+            let there = api.get(name).await.map_err(store)?;
+            Foreign::refuse(&there, &labels)?;
+            read_authority(name, &there)
         }
         Err(source) => Err(store(source)),
     }

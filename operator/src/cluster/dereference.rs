@@ -21,7 +21,7 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// CurvePools that refer to this cluster.
     pub pools: Vec<CurvePool>,
-    /// Secrets with keys in the cluster's namespace, by name.
+    /// This cluster's Secrets with keys in its namespace, by name.
     pub secrets: BTreeMap<String, Secret>,
     /// Connection Secrets of this cluster in the operator's namespace, by name.
     pub connections: BTreeMap<String, Secret>,
@@ -49,7 +49,9 @@ pub async fn dereference(
     let mut own_secrets = BTreeMap::new();
     for name in named {
         let secret = secrets.get_opt(&name).await.map_err(at("a Secret of the cluster"))?;
-        own_secrets.extend(secret.map(|secret| (name, secret)));
+        // One of somebody else is as good as none here; it is refused before anything is applied.
+        let own = secret.filter(|secret| key.owns(secret));
+        own_secrets.extend(own.map(|secret| (name, secret)));
     }
     let connections = Api::<Secret>::namespaced(client.clone(), operator_namespace);
     let pools = list(Api::<CurvePool>::namespaced(client.clone(), namespace), &all, "CurvePools");

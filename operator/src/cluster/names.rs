@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use kube::{Resource, ResourceExt};
+use thiserror::Error;
+
 use super::validate::{SetRole, ValidatedCluster, ValidatedSet};
 
 /// Field manager of server-side apply.
@@ -31,6 +34,48 @@ pub const CHUNKSERVER_METRICS_PORT: u16 = 7209;
 pub struct ClusterKey {
     pub namespace: String,
     pub name: String,
+}
+
+/// An object that somebody else made under a name that the cluster needs: it is neither read, nor
+/// changed, nor deleted.
+#[derive(Debug, Error)]
+#[error(
+    "{kind} {name} belongs to {owner}: rename one of the two; what belongs to this cluster has the \
+     labels {labels}"
+)]
+pub struct Foreign {
+    kind: String,
+    name: String,
+    owner: String,
+    labels: String,
+}
+
+impl Foreign {
+    /// Refuses `there` unless it belongs to the cluster whose objects have these `labels`.
+    pub fn refuse<K>(there: &K, labels: &BTreeMap<String, String>) -> Result<(), Self>
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let (wanted, owner) = (owner(labels), owner(there.labels()));
+        if owner == wanted {
+            return Ok(());
+        }
+        let value = |label: Option<&String>| label.cloned().unwrap_or_default();
+        let named = owner.iter().any(Option::is_some);
+        let owner = owner.map(value).join("/");
+        let [namespace, name] = wanted.map(value);
+        Err(Self {
+            kind: K::kind(&()).into_owned(),
+            name: there.name_any(),
+            owner: if named { format!("another cluster ({owner})") } else { "no cluster".into() },
+            labels: format!("{LABEL_CLUSTER_NAMESPACE}={namespace},{LABEL_CLUSTER}={name}"),
+        })
+    }
+}
+
+/// Namespace and name of the cluster that an object with these labels belongs to.
+fn owner(labels: &BTreeMap<String, String>) -> [Option<&String>; 2] {
+    [LABEL_CLUSTER_NAMESPACE, LABEL_CLUSTER].map(|label| labels.get(label))
 }
 
 impl std::fmt::Display for ClusterKey {
@@ -81,6 +126,11 @@ impl ClusterKey {
             (LABEL_CLUSTER.into(), self.name.clone()),
             (LABEL_CLUSTER_NAMESPACE.into(), self.namespace.clone()),
         ])
+    }
+
+    /// Whether an object is this cluster's. The operator labels what it makes at creation.
+    pub fn owns(&self, object: &impl Resource) -> bool {
+        owner(object.labels()) == [Some(&self.namespace), Some(&self.name)]
     }
 
     /// Label selector for everything of this cluster.

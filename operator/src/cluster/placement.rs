@@ -8,8 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 
 use super::names::{LABEL_HOSTNAME, LABEL_ZONE};
 use super::validate::{SetRole, ValidatedSet};
@@ -69,6 +71,12 @@ pub fn stranded(
     best_node(&candidates, bound, per_node_max(set, candidates.len())).map(|_| *ordinal)
 }
 
+/// Whether the node is not ready, or no longer there.
+pub fn is_away(name: &str, nodes: &[Node]) -> bool {
+    let node = nodes.iter().find(|node| node.metadata.name.as_deref() == Some(name));
+    !node.is_some_and(is_ready)
+}
+
 /// Since when the node's readiness is what it is; nothing if it never said.
 fn unready_for(node: &Node, now: Timestamp) -> Duration {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
@@ -86,14 +94,9 @@ struct Candidate {
 
 /// A node that matches, whether ready or not.
 fn candidate(set: &ValidatedSet, node: &Node) -> Option<Candidate> {
-    let labels = node.metadata.labels.clone().unwrap_or_default();
-    let spec = node.spec.clone().unwrap_or_default();
-    let selected = set.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let taints = spec.taints.unwrap_or_default();
-    let tolerated = taints.iter().all(|taint| repels_not(taint, &set.tolerations));
-    let usable = selected
-        && tolerated
-        && spec.unschedulable != Some(true)
+    let labels = node.labels();
+    let usable = obstacles(set, node).is_empty()
+        && node.spec.as_ref().is_none_or(|spec| spec.unschedulable != Some(true))
         && node.metadata.deletion_timestamp.is_none()
         && labels.contains_key(LABEL_HOSTNAME);
     usable.then(|| Candidate {
@@ -101,6 +104,65 @@ fn candidate(set: &ValidatedSet, node: &Node) -> Option<Candidate> {
         zone: labels.get(LABEL_ZONE).cloned().unwrap_or_default(),
         ready: is_ready(node),
     })
+}
+
+/// Why the placement of `set` rules out `node`: labels that it lacks, taints that it has.
+fn obstacles(set: &ValidatedSet, node: &Node) -> Vec<String> {
+    let lacking = set.node_selector.iter().filter(|(key, value)| {
+        let there = node.labels().get(*key);
+        there != Some(*value)
+    });
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let repelling = taints.filter(|taint| !repels_not(taint, &set.tolerations));
+    let repelling = repelling.map(|taint| {
+        let value = taint.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+        format!("taint {}{value}:{}", taint.key, taint.effect)
+    });
+    lacking.map(|(key, value)| format!("no label {key}={value}")).chain(repelling).collect()
+}
+
+/// Which pods of `set` would find no node at all, since its placement rules out the one that has
+/// their data.
+pub fn misfits(set: &ValidatedSet, bound: &Bindings, nodes: &[Node]) -> Option<String> {
+    let pods = bound.iter().filter_map(|(ordinal, name)| {
+        let node = nodes.iter().find(|node| node.metadata.name.as_ref() == Some(name))?;
+        let obstacles = obstacles(set, node).join(", ");
+        let pod = format!("{}-{ordinal} on {name} ({obstacles})", set.role.suffix());
+        (!obstacles.is_empty()).then_some(pod)
+    });
+    let pods: Vec<String> = pods.collect();
+    let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
+    let set = set.role.suffix();
+    (!pods.is_empty())
+        .then(|| format!("the placement of {set} rules out nodes with its data: {}", list(&pods)))
+}
+
+/// What a pod with local storage tolerates besides what the spec says: it cannot go elsewhere, so
+/// evicting it from a node that comes back only costs time.
+pub fn local_tolerations() -> [Toleration; 2] {
+    ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(|key| Toleration {
+        key: Some(key.into()),
+        operator: Some("Exists".into()),
+        effect: Some("NoExecute".into()),
+        ..Toleration::default()
+    })
+}
+
+/// `set` with the placement that its StatefulSet has now, if that is another one.
+pub fn with_old_placement(set: &ValidatedSet, live: &StatefulSet) -> Option<ValidatedSet> {
+    let pod = live.spec.as_ref()?.template.spec.as_ref()?;
+    let of_the_spec = |tolerations: &[Toleration]| -> Vec<Toleration> {
+        let local = local_tolerations();
+        tolerations.iter().filter(|toleration| !local.contains(toleration)).cloned().collect()
+    };
+    let old = ValidatedSet {
+        node_selector: pod.node_selector.clone().unwrap_or_default(),
+        tolerations: of_the_spec(pod.tolerations.as_deref().unwrap_or_default()),
+        ..set.clone()
+    };
+    let same =
+        old.node_selector == set.node_selector && old.tolerations == of_the_spec(&set.tolerations);
+    (!same).then_some(old)
 }
 
 /// Whether kubelet reports the node as ready.

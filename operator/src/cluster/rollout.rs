@@ -2,7 +2,9 @@
 //!
 //! One pod at a time, the next only when every pod is ready and the cluster is whole again. A pod
 //! that cannot start (image missing, crash loop) is replaced at once: it serves nothing, and
-//! waiting for it would make a mistake in the spec impossible to correct.
+//! waiting for it would make a mistake in the spec impossible to correct. A pod that was updated
+//! and is not ready stops everything, however long that takes: the spec is the likely cause, and
+//! what rebuilds its data elsewhere must not let the same spec take the next pod.
 
 use std::collections::BTreeSet;
 
@@ -42,11 +44,13 @@ pub enum RolloutStep {
     Wait { reason: String },
 }
 
-/// The next step for the pods of `sets`, which come in the order of update.
+/// The next step for the pods of `sets`, which come in the order of update. `homeless` are the pods
+/// whose node is away, which no spec is to blame for.
 pub fn plan_rollout(
     sets: &[StatefulSet],
     pods: &[Pod],
     engine: &Engine,
+    homeless: &BTreeSet<String>,
     now: Timestamp,
 ) -> RolloutStep {
     let views: Vec<PodView> = sets.iter().flat_map(|set| views(set, pods)).collect();
@@ -60,6 +64,16 @@ pub fn plan_rollout(
     if let Some(pod) = outdated.iter().find(|pod| pod.stuck && !pod.terminating) {
         return RolloutStep::Restart { pod: pod.name.clone() };
     }
+    let replaced = engine.as_ref().map(health::replaced).unwrap_or_default();
+    let done_without = |pod: &PodView| {
+        replaced.contains(&pod.name) && (!pod.updated || homeless.contains(&pod.name))
+    };
+    // Before the health of the cluster, which only tells the consequence.
+    let missing: Vec<PodView> = sets.iter().flat_map(|set| missing(set, &views)).collect();
+    let mut updated = views.iter().chain(&missing).filter(|pod| pod.updated);
+    if let Some(pod) = updated.find(|pod| pod.ready_since.is_none() && !done_without(pod)) {
+        return wait(format!("{} has the current spec and is not ready", pod.name));
+    }
     let status = match engine {
         Ok(status) => status,
         Err(error) => return wait(format!("the metadata service does not answer: {error}")),
@@ -67,14 +81,18 @@ pub fn plan_rollout(
     if let Some(reason) = health::reason_not_to_stop(status) {
         return wait(reason);
     }
-    let replaced = health::replaced(status);
-    if let Some(reason) = views.iter().find_map(|pod| pod.unsettled(&replaced, now)) {
+    let mut needed = views.iter().filter(|pod| !done_without(pod));
+    if let Some(reason) = needed.find_map(|pod| pod.unsettled(now)) {
         return wait(reason);
     }
     // The leader of the metadata service last: each restart of a leader costs an election.
     let leader = status.mds.iter().find(|mds| mds.leader).map(|mds| mds.name.as_str());
     outdated.sort_by_key(|pod| (pod.order, leader == Some(pod.name.as_str())));
-    RolloutStep::Restart { pod: outdated[0].name.clone() }
+    // One on a node that is away stops only when the node is back.
+    match outdated.iter().find(|pod| !pod.terminating) {
+        Some(pod) => RolloutStep::Restart { pod: pod.name.clone() },
+        None => wait(format!("{} is stopping", outdated[0].name)),
+    }
 }
 
 /// Names of pods of `set` that run its current revision.
@@ -97,10 +115,7 @@ struct PodView {
 }
 
 impl PodView {
-    fn unsettled(&self, replaced: &BTreeSet<String>, now: Timestamp) -> Option<String> {
-        if replaced.contains(&self.name) {
-            return None;
-        }
+    fn unsettled(&self, now: Timestamp) -> Option<String> {
         match self.ready_since {
             _ if self.terminating => Some(format!("{} is stopping", self.name)),
             None => Some(format!("{} is not ready", self.name)),
@@ -125,7 +140,7 @@ fn views(set: &StatefulSet, pods: &[Pod]) -> Vec<PodView> {
     });
     let view = |pod: &Pod| PodView {
         name: pod.name_any(),
-        order: set.labels().contains_key(super::names::LABEL_NODE_SET),
+        order: is_node_set(set),
         updated: pod.labels().get(REVISION_LABEL) == revision,
         terminating: pod.metadata.deletion_timestamp.is_some(),
         stuck: is_stuck(pod),
@@ -134,6 +149,26 @@ fn views(set: &StatefulSet, pods: &[Pod]) -> Vec<PodView> {
     let mut views: Vec<PodView> = mine.map(view).collect();
     views.sort_by(|a, b| a.name.cmp(&b.name));
     views
+}
+
+/// Pods that `set` should have and has not: the next to be made, by the current template.
+fn missing(set: &StatefulSet, views: &[PodView]) -> Vec<PodView> {
+    let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
+    let names = (0..wanted).map(|ordinal| format!("{}-{ordinal}", set.name_any()));
+    let missing = names.filter(|name| views.iter().all(|pod| pod.name != *name));
+    let view = |name| PodView {
+        name,
+        order: is_node_set(set),
+        updated: true,
+        terminating: false,
+        stuck: false,
+        ready_since: None,
+    };
+    missing.map(view).collect()
+}
+
+fn is_node_set(set: &StatefulSet) -> bool {
+    set.labels().contains_key(super::names::LABEL_NODE_SET)
 }
 
 /// When the pod became ready, if it is.

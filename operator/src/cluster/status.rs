@@ -4,6 +4,7 @@
 mod events;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use curve_wire::proto::{ClusterStatus, Health};
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -20,76 +21,68 @@ use crate::crd::{CopysetCounts, CurveClusterStatus, NodeSetStatus};
 
 pub use events::{Notice, plan_events};
 
-/// What the status is made of.
-#[derive(Debug)]
-pub struct StatusInputs<'a> {
+/// What every status is made of, also that of a reconciliation that failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
     pub generation: Option<i64>,
     pub old: &'a CurveClusterStatus,
+    pub engine: &'a Engine,
+    pub now: Timestamp,
+}
+
+/// What the status of a reconciliation that came through is made of.
+#[derive(Debug)]
+pub struct StatusInputs<'a> {
+    pub look: Look<'a>,
     pub stateful_sets: &'a [StatefulSet],
     pub pods: &'a [Pod],
     /// Sets that have no place for all their pods.
     pub shortages: &'a [String],
-    pub engine: &'a Engine,
+    /// Sets whose placement rules out nodes with their data.
+    pub misfits: &'a [String],
     pub rollout: &'a RolloutStep,
-    pub now: Timestamp,
 }
 
 /// The status of a cluster whose spec is valid.
 pub fn summarize(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> CurveClusterStatus {
-    let node_sets = node_sets(cluster, inputs);
-    let mut status = CurveClusterStatus {
-        observed_generation: inputs.generation,
-        disks: disks(cluster, inputs),
-        node_sets,
-        ..inputs.old.clone()
+    let look = &inputs.look;
+    let old = CurveClusterStatus {
+        observed_generation: look.generation,
+        node_sets: node_sets(cluster, inputs),
+        ..look.old.clone()
     };
-    match inputs.engine {
-        Ok(engine) => take_engine(&mut status, engine, inputs),
-        Err(_) => status.health = "Unknown".into(),
-    }
-    let available = available(inputs);
+    let mut status = take_engine(old, look, Some(cluster.out_after));
     let progressing = progressing(cluster, inputs);
-    status.phase = phase(&status, &available, &progressing, inputs).into();
-    let degraded = degraded(&status, cluster, inputs);
-    for (kind, state) in
-        [("Available", available), ("Progressing", progressing), ("Degraded", degraded)]
-    {
-        set_condition(&mut status.conditions, kind, state, inputs.generation, inputs.now);
-    }
+    status.phase = phase(&status, &progressing, inputs).into();
+    set_condition(&mut status.conditions, "Progressing", progressing, look.generation, look.now);
     status
 }
 
 /// The status of a cluster whose spec cannot be carried out; what runs is left alone.
-pub fn refuse(
-    old: &CurveClusterStatus,
-    invalid: &Invalid,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> CurveClusterStatus {
-    let mut status = CurveClusterStatus {
+pub fn refuse(look: &Look<'_>, invalid: &Invalid) -> CurveClusterStatus {
+    let old = CurveClusterStatus {
         phase: "Failed".into(),
-        observed_generation: generation,
-        ..old.clone()
+        observed_generation: look.generation,
+        ..look.old.clone()
     };
+    let mut status = take_engine(old, look, None);
     let state = ConditionState::no("InvalidSpec", invalid.to_string());
-    set_condition(&mut status.conditions, "Progressing", state, generation, now);
+    set_condition(&mut status.conditions, "Progressing", state, look.generation, look.now);
     status
 }
 
 /// The status when a reconciliation stopped half-way: what runs goes on running, and the reason is
 /// there to be read.
-pub fn interrupted(
-    old: &CurveClusterStatus,
-    error: &str,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> CurveClusterStatus {
-    let mut status = old.clone();
-    if status.phase.is_empty() {
-        status.phase = "Pending".into();
+pub fn interrupted(look: &Look<'_>, error: &str) -> CurveClusterStatus {
+    let mut status = take_engine(look.old.clone(), look, None);
+    status.phase = match status.phase.as_str() {
+        "" | "Pending" => "Pending",
+        "Ready" if is_available(&status) => "Ready",
+        _ => "Progressing",
     }
+    .into();
     let state = ConditionState::yes("ReconcileError", error);
-    set_condition(&mut status.conditions, "Progressing", state, generation, now);
+    set_condition(&mut status.conditions, "Progressing", state, look.generation, look.now);
     status
 }
 
@@ -110,7 +103,28 @@ pub fn deleting(
     status
 }
 
-fn take_engine(status: &mut CurveClusterStatus, engine: &ClusterStatus, inputs: &StatusInputs<'_>) {
+/// `status` with what the metadata service says now, or that it is silent, and with the conditions
+/// that follow from that alone. `out_after` is absent where the spec may not be the running one.
+fn take_engine(
+    mut status: CurveClusterStatus,
+    look: &Look<'_>,
+    out_after: Option<Duration>,
+) -> CurveClusterStatus {
+    match look.engine {
+        Ok(engine) => take_figures(&mut status, engine, look),
+        Err(_) => status.health = "Unknown".into(),
+    }
+    if !status.node_sets.is_empty() {
+        status.disks = disks(&status, look);
+    }
+    let degraded = degraded(&status, look, out_after);
+    for (kind, state) in [("Available", available(look)), ("Degraded", degraded)] {
+        set_condition(&mut status.conditions, kind, state, look.generation, look.now);
+    }
+    status
+}
+
+fn take_figures(status: &mut CurveClusterStatus, engine: &ClusterStatus, look: &Look<'_>) {
     status.health = match engine.health() {
         Health::Ok => "OK",
         Health::Warn => "Warn",
@@ -137,24 +151,20 @@ fn take_engine(status: &mut CurveClusterStatus, engine: &ClusterStatus, inputs: 
         .map(|(name, silent_ms)| {
             // The time first seen stays: a device that was silent when the metadata service
             // restarted would otherwise seem to have failed just then.
-            let seen = inputs.old.down.get(&name).cloned();
+            let seen = look.old.down.get(&name).cloned();
             let silent = SignedDuration::from_millis(silent_ms.min(i64::MAX as u64) as i64);
-            let since = inputs.now.checked_sub(silent).unwrap_or(inputs.now);
+            let since = look.now.checked_sub(silent).unwrap_or(look.now);
             (name, seen.unwrap_or(Time(whole_seconds(since))))
         })
         .collect();
 }
 
-fn disks(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> String {
-    let wanted = wanted_chunkservers(cluster);
-    let serving = match inputs.engine {
-        Ok(engine) => {
-            let up = health::up(engine);
-            wanted.iter().filter(|name| up.contains(*name)).count()
-        }
-        Err(_) => 0,
-    };
-    format!("{serving}/{}", wanted.len())
+/// Chunkservers that serve, of those that the node sets want. None is ever given up: a count only
+/// grows.
+fn disks(status: &CurveClusterStatus, look: &Look<'_>) -> String {
+    let serving = look.engine.as_ref().map_or(0, |engine| health::up(engine).len());
+    let wanted: i32 = status.node_sets.iter().map(|set| set.count).sum();
+    format!("{serving}/{wanted}")
 }
 
 fn wanted_chunkservers(cluster: &ValidatedCluster) -> Vec<String> {
@@ -176,10 +186,10 @@ fn node_sets(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> Vec<NodeS
     cluster.node_sets.iter().map(describe).collect()
 }
 
-fn available(inputs: &StatusInputs<'_>) -> ConditionState {
-    let engine = match inputs.engine {
+fn available(look: &Look<'_>) -> ConditionState {
+    let engine = match look.engine {
         Ok(engine) => engine,
-        Err(error) if inputs.old.cluster_id.is_empty() => {
+        Err(error) if look.old.cluster_id.is_empty() => {
             return ConditionState::no("Starting", format!("no metadata service yet: {error}"));
         }
         Err(error) => {
@@ -201,9 +211,16 @@ fn available(inputs: &StatusInputs<'_>) -> ConditionState {
     ConditionState::yes("Serving", format!("{all} copysets serve"))
 }
 
+fn is_available(status: &CurveClusterStatus) -> bool {
+    reasons(&status.conditions).get("Available").is_some_and(|condition| condition.status == "True")
+}
+
 fn progressing(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> ConditionState {
     if !inputs.shortages.is_empty() {
         return ConditionState::yes("NotEnoughNodes", inputs.shortages.join("; "));
+    }
+    if !inputs.misfits.is_empty() {
+        return ConditionState::yes("PlacementMisfit", inputs.misfits.join("; "));
     }
     match inputs.rollout {
         RolloutStep::Done => {}
@@ -217,11 +234,11 @@ fn progressing(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> Conditi
             return ConditionState::yes("WaitingForHealth", format!("update waits: {reason}"));
         }
     }
-    let registered = inputs.engine.as_ref().map(health::registered).unwrap_or_default();
+    let registered = inputs.look.engine.as_ref().map(health::registered).unwrap_or_default();
     let wanted = wanted_chunkservers(cluster);
     let missing: Vec<&str> =
         wanted.iter().filter(|name| !registered.contains(*name)).map(String::as_str).collect();
-    match (inputs.engine, missing.len()) {
+    match (inputs.look.engine, missing.len()) {
         (Err(_), _) => ConditionState::yes("Starting", "the metadata service is not up"),
         (Ok(_), 0) => ConditionState::no("UpToDate", "everything runs as the spec says"),
         (Ok(_), n) => ConditionState::yes(
@@ -237,10 +254,10 @@ fn progressing(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> Conditi
 
 fn degraded(
     status: &CurveClusterStatus,
-    cluster: &ValidatedCluster,
-    inputs: &StatusInputs<'_>,
+    look: &Look<'_>,
+    out_after: Option<Duration>,
 ) -> ConditionState {
-    let Ok(engine) = inputs.engine else {
+    let Ok(engine) = look.engine else {
         return ConditionState::unknown("MdsUnreachable", "the metadata service does not answer");
     };
     let counts = health::copysets(engine);
@@ -260,14 +277,14 @@ fn degraded(
         () if counts.degraded > 0 => "CopysetsDegraded",
         () => "Warning",
     };
-    ConditionState::yes(reason, describe_damage(status, engine, cluster))
+    ConditionState::yes(reason, describe_damage(status, engine, out_after))
 }
 
 /// What is wrong, with numbers, and what a person can do.
 fn describe_damage(
     status: &CurveClusterStatus,
     engine: &ClusterStatus,
-    cluster: &ValidatedCluster,
+    out_after: Option<Duration>,
 ) -> String {
     let mut parts: Vec<String> = Vec::new();
     let replaced = health::replaced(engine);
@@ -282,10 +299,11 @@ fn describe_damage(
     if degraded > 0 {
         parts.push(format!("{degraded} of {all} copysets have fewer replicas than wanted"));
         if !status.down.is_empty() {
+            let patience = out_after
+                .map_or("recovery.outAfter".into(), |time| format!("{} s", time.as_secs()));
             parts.push(format!(
-                "after {} s without it they are made anew on other hosts that have room: add one \
-                 or bring it back",
-                cluster.out_after.as_secs()
+                "after {patience} without it they are made anew on other hosts that have room: add \
+                 one or bring it back"
             ));
         }
     }
@@ -300,11 +318,10 @@ fn clock_time(time: Timestamp) -> String {
 
 fn phase(
     status: &CurveClusterStatus,
-    available: &ConditionState,
     progressing: &ConditionState,
     inputs: &StatusInputs<'_>,
 ) -> &'static str {
-    if available.is_true() && !progressing.is_true() {
+    if is_available(status) && !progressing.is_true() {
         "Ready"
     } else if status.cluster_id.is_empty() && !inputs.shortages.is_empty() {
         "Pending"

@@ -71,6 +71,27 @@ impl Scene {
         reconcile(Arc::new(cluster), self.context.clone()).await.expect("reconciles");
     }
 
+    async fn fail_to_reconcile(&self) -> String {
+        let cluster = self.server.get(CLUSTER).expect("the cluster");
+        let cluster = serde_json::from_value(cluster).expect("a CurveCluster");
+        let result = reconcile(Arc::new(cluster), self.context.clone()).await;
+        curve_wire::with_causes(&result.expect_err("it fails"))
+    }
+
+    /// Changes what is stored at `path`.
+    fn edit(&self, path: &str, edit: impl FnOnce(&mut Value)) {
+        let mut object = self.server.get(path).expect("there");
+        edit(&mut object);
+        self.server.put(path, object);
+    }
+
+    fn condition(&self, kind: &str) -> (Value, String) {
+        let conditions = self.status()["conditions"].clone();
+        let mut conditions = conditions.as_array().expect("conditions").iter();
+        let condition = conditions.find(|c| c["type"] == kind).expect("the condition");
+        (condition["reason"].clone(), condition["message"].to_string())
+    }
+
     fn status(&self) -> Value {
         self.server.get(CLUSTER).expect("the cluster")["status"].clone()
     }
@@ -78,7 +99,9 @@ impl Scene {
     /// What the StatefulSet controller and the kubelets would do.
     fn start_pods(&self) {
         for ordinal in 0..3 {
-            let labels = ClusterKey { namespace: "curve".into(), name: "demo".into() }.labels();
+            let key = ClusterKey { namespace: "curve".into(), name: "demo".into() };
+            let mut labels = key.labels();
+            labels.insert(LABEL_COMPONENT.into(), "mds".into());
             let pod = json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {
@@ -305,4 +328,111 @@ async fn a_released_volume_is_freed_for_the_cluster_that_comes_back() {
     scene.server.put(path, volume);
     scene.reconcile().await;
     assert_eq!(scene.server.get(path).expect("there")["spec"]["claimRef"]["uid"], Value::Null);
+}
+
+#[tokio::test]
+async fn what_somebody_else_made_under_a_name_of_ours_is_neither_changed_nor_deleted() {
+    for (version, kind, path) in [
+        ("v1", "Secret", "/api/v1/namespaces/curve/secrets/demo-ca"),
+        ("v1", "Secret", "/api/v1/namespaces/curve/secrets/demo-mds-tls"),
+        ("v1", "Secret", "/api/v1/namespaces/curve/secrets/demo-chunkserver-tls"),
+        ("v1", "Secret", "/api/v1/namespaces/curve/secrets/demo-admin"),
+        ("v1", "Service", "/api/v1/namespaces/curve/services/demo-default"),
+        ("v1", "ServiceAccount", "/api/v1/namespaces/curve/serviceaccounts/demo-mds"),
+        ("v1", "PersistentVolume", "/api/v1/persistentvolumes/curve.curve.demo-mds-0"),
+        ("apps/v1", "StatefulSet", "/apis/apps/v1/namespaces/curve/statefulsets/demo-mds"),
+    ] {
+        let scene = Scene::new(3);
+        let name = path.rsplit('/').next();
+        let foreign = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name}});
+        scene.server.put(path, foreign.clone());
+        let error = scene.fail_to_reconcile().await;
+        assert!(error.contains("belongs to no cluster"), "{path}: {error}");
+        assert_eq!(scene.condition("Progressing").0, "ReconcileError");
+        let writes = scene.server.take_writes();
+        let harmless = |write: &String| write.starts_with("POST ") || write.contains(CLUSTER);
+        assert!(writes.iter().all(harmless), "{path}: {writes:?}");
+
+        scene.edit(CLUSTER, |cluster| {
+            cluster["spec"]["deletionPolicy"] = json!("Destroy");
+            cluster["spec"]["destroyConfirmation"] = json!("demo");
+            cluster["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        });
+        scene.reconcile().await;
+        assert_eq!(scene.server.get(path), Some(foreign), "{path}");
+        assert_eq!(scene.server.get(CLUSTER).expect("there")["metadata"]["finalizers"], json!([]));
+    }
+}
+
+#[tokio::test]
+async fn the_health_is_told_also_while_the_cluster_cannot_be_reconciled() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    scene.reconcile().await;
+    assert_eq!(scene.status()["health"], "OK");
+
+    let foreign = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}});
+    let path = "/api/v1/namespaces/curve-system/secrets/curve-curve-demo-csi";
+    scene.server.put(path, foreign);
+    let mut lost = engine();
+    lost.health = curve_wire::proto::Health::Warn.into();
+    lost.devices[1].up = false;
+    (lost.copysets_whole, lost.copysets_degraded) = (0, 8);
+    scene.serve(lost);
+    scene.fail_to_reconcile().await;
+    assert_eq!(
+        (&scene.status()["health"], &scene.status()["disks"]),
+        (&json!("Warn"), &json!("2/3"))
+    );
+    assert_eq!(scene.condition("Progressing").0, "ReconcileError");
+    assert_eq!(scene.condition("Degraded").0, "ChunkserversDown");
+
+    scene.serve(engine());
+    scene.edit(CLUSTER, |cluster| cluster["spec"]["nodeSets"][0]["count"] = json!(0));
+    scene.reconcile().await;
+    assert_eq!(
+        (&scene.status()["phase"], &scene.status()["health"]),
+        (&json!("Failed"), &json!("OK"))
+    );
+    assert_eq!(scene.condition("Progressing").0, "InvalidSpec");
+    assert_eq!(scene.condition("Degraded").0, "Healthy");
+}
+
+#[tokio::test]
+async fn a_placement_that_rules_out_a_node_with_data_is_not_applied() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    let label = |node: &str, value: &str| {
+        scene.edit(&format!("/api/v1/nodes/{node}"), |node| {
+            node["metadata"]["labels"]["disk"] = json!(value);
+        });
+    };
+    let selector = || {
+        let path = scene.server.paths("/statefulsets/demo-default").remove(0);
+        scene.server.get(&path).expect("a set")["spec"]["template"]["spec"]["nodeSelector"].clone()
+    };
+    label("node1", "ssd");
+    label("node2", "ssd");
+    scene.edit(CLUSTER, |cluster| {
+        let placement = json!({"nodeSelector": {"disk": "ssd"}});
+        cluster["spec"]["nodeSets"][0]["placement"] = placement;
+    });
+    scene.reconcile().await;
+    assert_eq!(selector(), Value::Null);
+    let (reason, message) = scene.condition("Progressing");
+    assert_eq!(reason, "PlacementMisfit");
+    assert!(message.contains("default-2 on node3 (no label disk=ssd)"), "{message}");
+
+    label("node3", "ssd");
+    scene.reconcile().await;
+    assert_eq!(selector(), json!({"disk": "ssd"}));
+    assert_eq!(scene.condition("Progressing").0, "UpToDate");
+    // A node that changes later is not a change of the placement.
+    label("node3", "hdd");
+    scene.reconcile().await;
+    assert_eq!(scene.condition("Progressing").0, "UpToDate");
 }

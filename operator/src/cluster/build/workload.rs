@@ -16,7 +16,7 @@ use crate::cluster::names::{
     CHUNKSERVER_METRICS_PORT, CHUNKSERVER_PORT, LABEL_HOSTNAME, LABEL_ZONE, MDS_GRPC_PORT,
     MDS_METRICS_PORT, MDS_RAFT_PORT, claim_template,
 };
-use crate::cluster::placement::Bindings;
+use crate::cluster::placement::{Bindings, local_tolerations};
 use crate::cluster::status::exact_quantity;
 use crate::cluster::validate::{SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
 use crate::object::typed;
@@ -123,10 +123,7 @@ fn pod_spec(cluster: &ValidatedCluster, set: &ValidatedSet, family: AddressFamil
     let local = matches!(set.storage, ValidatedStorage::HostPath { .. });
     let mut tolerations = json!(set.tolerations);
     if let (true, Value::Array(tolerations)) = (local, &mut tolerations) {
-        // The pod cannot go elsewhere: evicting it from a node that comes back only costs time.
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-            tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute"}));
-        }
+        tolerations.extend(local_tolerations().map(|toleration| json!(toleration)));
     }
     json!({
         "serviceAccountName": format!("{}-{}", cluster.name, set.role.component()),

@@ -90,6 +90,23 @@ fn unready_since(node: Node, second: i64) -> Node {
 }
 
 #[test]
+fn a_taint_on_a_node_with_data_that_is_no_longer_tolerated_is_named() {
+    let mut set = chunkservers(2);
+    let bound = Bindings::from([(0, "node1".into()), (1, "node2".into()), (2, "gone".into())]);
+    let mut nodes = nodes(2);
+    assert_eq!(misfits(&set, &bound, &nodes), None);
+    let taint = json!({"key": "dedicated", "value": "db", "effect": "NoSchedule"});
+    nodes[1].spec.as_mut().expect("spec").taints =
+        Some(vec![serde_json::from_value(taint).expect("taint")]);
+    let expected = "the placement of default rules out nodes with its data: default-1 on node2 \
+                    (taint dedicated=db:NoSchedule)";
+    assert_eq!(misfits(&set, &bound, &nodes).as_deref(), Some(expected));
+    let tolerate = json!({"key": "dedicated", "operator": "Exists"});
+    set.tolerations = vec![serde_json::from_value(tolerate).expect("toleration")];
+    assert_eq!(misfits(&set, &bound, &nodes), None);
+}
+
+#[test]
 fn zones_are_filled_evenly() {
     let nodes: Vec<Node> = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")]
         .map(|(n, z)| node(n, z))

@@ -25,9 +25,10 @@ impl Notice {
 }
 
 /// Condition reasons that are worth a warning when they come up.
-const ALARMS: [(&str, &str); 6] = [
+const ALARMS: [(&str, &str); 7] = [
     ("Progressing", "ReconcileError"),
     ("Progressing", "NotEnoughNodes"),
+    ("Progressing", "PlacementMisfit"),
     ("Progressing", "WaitingForHealth"),
     ("Progressing", "InvalidSpec"),
     ("Available", "MdsUnreachable"),

@@ -22,20 +22,23 @@ impl Scene {
         }
     }
 
+    fn see(&self) -> Look<'_> {
+        let now = at(self.second);
+        Look { generation: Some(4), old: &self.old, engine: &self.engine, now }
+    }
+
     /// The status, and the events of its change from the one before, which it replaces.
     fn look(&mut self) -> (CurveClusterStatus, Vec<Notice>) {
         let mut set = stateful_set("demo-default", Some("default"));
         set.status.as_mut().expect("status").ready_replicas = Some(3);
         let pods: Vec<Pod> = (0..3).map(|i| pod("demo-default", i, "new")).collect();
         let inputs = StatusInputs {
-            generation: Some(4),
-            old: &self.old,
+            look: self.see(),
             stateful_sets: &[set],
             pods: &pods,
             shortages: &self.shortages,
-            engine: &self.engine,
+            misfits: &[],
             rollout: &self.rollout,
-            now: at(self.second),
         };
         let status = summarize(&validated_with(json!({})), &inputs);
         let events = plan_events(&self.old, &status);
@@ -191,11 +194,46 @@ fn a_refused_spec_fails_without_touching_what_is_known() {
     let mut scene = Scene::whole();
     let (old, _) = scene.look();
     let invalid = Invalid { field: "spec.x".into(), problem: "is odd".into() };
-    let status = refuse(&old, &invalid, Some(5), at(200));
+    let status = refuse(&scene.see(), &invalid);
     assert_eq!(status.phase, "Failed");
     assert_eq!(status.capacity, "30Gi");
     assert_eq!(condition(&status, "Progressing").2, "spec.x: is odd");
     assert_eq!(event_reasons(&plan_events(&old, &status)), ["InvalidSpec"]);
+}
+
+#[test]
+fn a_failure_to_reconcile_hides_no_failure_of_the_cluster() {
+    let mut scene = Scene::whole();
+    let (old, _) = scene.look();
+    let status = interrupted(&scene.see(), "apply Secret x");
+    assert_eq!((status.phase.as_str(), status.disks.as_str()), ("Ready", "3/3"));
+    assert_eq!(event_reasons(&plan_events(&old, &status)), ["ReconcileError"]);
+
+    let mut lost = engine();
+    lost.health = Health::Error.into();
+    lost.devices[1].up = false;
+    (lost.copysets_whole, lost.copysets_degraded, lost.copysets_unavailable) = (0, 6, 2);
+    scene.engine = Ok(lost);
+    let invalid = Invalid { field: "spec.x".into(), problem: "is odd".into() };
+    let (refused, interrupted) =
+        (refuse(&scene.see(), &invalid), interrupted(&scene.see(), "apply Secret x"));
+    assert_eq!(condition(&interrupted, "Progressing").2, "apply Secret x");
+    assert_eq!((refused.phase.as_str(), interrupted.phase.as_str()), ("Failed", "Progressing"));
+    for status in [refused, interrupted] {
+        assert_eq!((status.health.as_str(), status.disks.as_str()), ("Error", "2/3"));
+        assert_eq!(condition(&status, "Available").1, "CopysetsUnavailable");
+        let (_, reason, message) = condition(&status, "Degraded");
+        assert_eq!(reason, "CopysetsUnavailable");
+        assert!(message.contains("after recovery.outAfter without it"), "{message}");
+        let events = plan_events(&old, &status);
+        assert!(event_reasons(&events).starts_with(&["ChunkserverDown", "CopysetsDegraded"]));
+        assert!(event_reasons(&events).contains(&"CopysetsUnavailable"), "{events:?}");
+    }
+
+    scene.engine = Err("connection refused".into());
+    let status = super::interrupted(&scene.see(), "apply Secret x");
+    assert_eq!((status.phase.as_str(), status.health.as_str()), ("Progressing", "Unknown"));
+    assert_eq!(condition(&status, "Available").1, "MdsUnreachable");
 }
 
 #[test]
