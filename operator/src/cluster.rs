@@ -248,15 +248,20 @@ fn fit_placement(
     (ValidatedCluster { mds, node_sets, ..validated.clone() }, misfits)
 }
 
-/// Pods that are bound to a node that is away.
+/// Pods that are on a node that is away, or bound to one.
 fn homeless_pods(validated: &ValidatedCluster, observed: &Observed) -> BTreeSet<String> {
     let bound_nodes = observed.bound_nodes();
-    let pods = validated.sets().flat_map(|set| {
+    let bound = validated.sets().flat_map(|set| {
         let mut bound = bound_of(validated, set, &bound_nodes);
         bound.retain(|_, node| placement::is_away(node, &observed.nodes));
         bound.into_keys().map(|ordinal| validated.pod_name(set, ordinal))
     });
-    pods.collect()
+    // Storage of other kinds may bind a pod too, unknown to us.
+    let on_node = observed.pods.iter().filter(|pod| {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+        node.is_some_and(|node| placement::is_away(node, &observed.nodes))
+    });
+    bound.chain(on_node.map(ResourceExt::name_any)).collect()
 }
 
 /// Binds pods with local storage to nodes; per set its bindings, and what is missing.

@@ -18,6 +18,9 @@ use super::health::{self, Engine};
 /// Time between a pod's becoming ready and the next restart. Longer than the metadata service
 /// takes to notice a silent chunkserver, so that its "whole" is not a view from before.
 const SETTLE: SignedDuration = SignedDuration::from_secs(15);
+/// A chunkserver that was silent for so long before its pod was made was dead before the spec
+/// changed, say of its disk: more than the old pod takes to stop and the new one to be made.
+const DEAD_BEFORE: SignedDuration = SignedDuration::from_secs(180);
 /// What kubelet says of a container that only another spec can help.
 const HOPELESS: [&str; 8] = [
     "ErrImagePull",
@@ -65,8 +68,15 @@ pub fn plan_rollout(
         return RolloutStep::Restart { pod: pod.name.clone() };
     }
     let replaced = engine.as_ref().map(health::replaced).unwrap_or_default();
+    let silences = engine.as_ref().map(health::down).unwrap_or_default();
+    let was_dead = |pod: &PodView| {
+        let silent = silences.get(&pod.name).map(|ms| SignedDuration::from_millis(*ms as i64));
+        let age = pod.made.map(|made| now.duration_since(made));
+        silent.zip(age).is_some_and(|(silent, age)| silent > age + DEAD_BEFORE)
+    };
     let done_without = |pod: &PodView| {
-        replaced.contains(&pod.name) && (!pod.updated || homeless.contains(&pod.name))
+        let blameless = !pod.updated || homeless.contains(&pod.name) || was_dead(pod);
+        replaced.contains(&pod.name) && blameless
     };
     // Before the health of the cluster, which only tells the consequence.
     let missing: Vec<PodView> = sets.iter().flat_map(|set| missing(set, &views)).collect();
@@ -106,6 +116,7 @@ fn wait(reason: impl Into<String>) -> RolloutStep {
 
 struct PodView {
     name: String,
+    made: Option<Timestamp>,
     /// Name of the set for sorting: the metadata service before chunkservers.
     order: bool,
     updated: bool,
@@ -140,6 +151,7 @@ fn views(set: &StatefulSet, pods: &[Pod]) -> Vec<PodView> {
     });
     let view = |pod: &Pod| PodView {
         name: pod.name_any(),
+        made: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
         order: is_node_set(set),
         updated: pod.labels().get(REVISION_LABEL) == revision,
         terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -158,6 +170,7 @@ fn missing(set: &StatefulSet, views: &[PodView]) -> Vec<PodView> {
     let missing = names.filter(|name| views.iter().all(|pod| pod.name != *name));
     let view = |name| PodView {
         name,
+        made: None,
         order: is_node_set(set),
         updated: true,
         terminating: false,

@@ -13,14 +13,14 @@ pub use metrics::VolumeMetrics;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, split_range};
 use curve_wire::chunk::{ChunkRange, Command, KIND_PROPOSE, KIND_READ, Read, Writer};
-use futures::future::join_all;
+use futures::future::{join_all, ready};
 use futures::{StreamExt, stream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
@@ -360,10 +360,16 @@ impl Shared {
         let locked = range.start / BLOCK_SIZE * BLOCK_SIZE..range.end.next_multiple_of(BLOCK_SIZE);
         let _locked = self.writes.lock(locked).await;
         let _reservation = self.reserve(carried).await;
+        let (change, failed) = (&change, &AtomicBool::new(false));
         let pieces = stream::iter(self.pieces(&range, change.piece_len_max()));
-        let sent = pieces.map(|piece| self.change_piece(piece, &change));
-        // All are waited for even if one fails: a piece must not be in flight once the range lock
-        // is released, unless its outcome is given up.
+        let due = pieces.take_while(|_| ready(!failed.load(Ordering::Relaxed)));
+        let sent = due.map(|piece| async move {
+            let outcome = self.change_piece(piece, change).await;
+            failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+            outcome
+        });
+        // Those under way are waited for even if one fails: a piece must not be in flight once the
+        // range lock is released, unless its outcome is given up.
         let outcomes: Vec<_> = sent.buffer_unordered(PIECES_IN_FLIGHT).collect().await;
         outcomes.into_iter().collect()
     }

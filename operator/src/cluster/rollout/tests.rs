@@ -1,3 +1,4 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use super::*;
@@ -158,9 +159,25 @@ fn a_pod_whose_node_is_away_holds_nothing_up_once_it_was_replaced() {
     pods[3] = pod("demo-default", 0, "old");
     set_unready(&mut pods[3]);
     assert_eq!(plan(&pods), restart("demo-default-0"));
-    pods[3].metadata.deletion_timestamp =
-        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1)));
+    pods[3].metadata.deletion_timestamp = Some(Time(at(1)));
     assert_eq!(plan(&pods), restart("demo-default-1"));
     pods[4..].iter_mut().for_each(set_updated);
     assert_eq!(reason(plan(&pods)), "demo-default-0 is stopping");
+}
+
+#[test]
+fn a_disk_that_was_dead_before_the_spec_changed_does_not_stop_the_rollout() {
+    let mut pods = pods("old");
+    pods[..4].iter_mut().for_each(set_updated);
+    set_unready(&mut pods[3]);
+    pods[3].metadata.creation_timestamp = Some(Time(at(LATER - 60)));
+    let silent = |seconds: u64| {
+        let mut engine = replaced(0);
+        engine.as_mut().expect("answers").devices[0].silent_ms = seconds * 1000;
+        engine
+    };
+    let step = plan(&sets(), &pods, &silent(70), at(LATER));
+    assert_eq!(reason(step), "demo-default-0 has the current spec and is not ready");
+    let step = plan(&sets(), &pods, &silent(3600), at(LATER));
+    assert_eq!(step, restart("demo-default-1"));
 }

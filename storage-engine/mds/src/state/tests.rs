@@ -400,8 +400,7 @@ fn shared_sessions_live_side_by_side_and_end_one_by_one() {
 fn too_many_revocations_raise_the_epoch() {
     let mut state = with_volume();
     let attach = |state: &mut State, node: &str| {
-        // Nobody is known to live, as right after a change of the leader.
-        let open = log::OpenSession { shared: true, live: Vec::new(), ..open(state, node) };
+        let open = log::OpenSession { shared: true, ..open(state, node) };
         opened(state, open)
     };
     let other = attach(&mut state, "node2");

@@ -170,8 +170,10 @@ impl State {
         let tolerant = read_only || shared;
         let elsewhere = |session: &&Session| session.node != node;
         let joins = tolerant && volume.sessions.values().filter(elsewhere).all(Session::tolerant);
-        if !joins || !volume.revoke(&node) {
+        if !joins {
             volume.check_displaceable(&open)?;
+        }
+        if !joins || !volume.revoke(&node) {
             volume.raise_epoch();
         }
         let epoch = volume.epoch;
