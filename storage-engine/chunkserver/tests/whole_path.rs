@@ -191,10 +191,7 @@ impl Cluster {
     }
 
     async fn attach(&self, force: bool) -> Result<Volume> {
-        self.attach_with(AttachOptions { node: "n".into(), force, ..Default::default() }).await
-    }
-
-    async fn attach_with(&self, options: AttachOptions) -> Result<Volume> {
+        let options = AttachOptions { node: "n".into(), force, ..Default::default() };
         let session = self.client.attach("v", &options).await?;
         Ok(Volume::open(self.client.clone(), session).await?)
     }
@@ -321,26 +318,48 @@ async fn swapped_devices_keep_their_identities_and_their_data() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_of_several_shared_attachments_ends_alone() -> Result<()> {
+async fn one_of_two_nodes_that_share_a_volume_is_fenced_alone() -> Result<()> {
     let mut cluster = Cluster::start().await?;
     cluster.start_three().await?;
     cluster.pool_and_volume(32 << 20).await?;
-    let shared =
-        |node: &str| AttachOptions { node: node.into(), shared: true, ..Default::default() };
-    let old = cluster.attach_with(shared("a")).await?;
-    let other = cluster.attach_with(shared("b")).await?;
-    old.write(0, fill(1, 4096)).await?;
-    ensure!(other.read(0, 4096).await? == fill(1, 4096));
+    let mds = &cluster.client;
+    let attach = async |node: &str| -> Result<Volume> {
+        let options = AttachOptions { node: node.into(), shared: true, ..Default::default() };
+        Ok(Volume::open(mds.clone(), mds.attach("v", &options).await?).await?)
+    };
+    // Ends only by what copysets answer: a volume that was just opened has not asked the MDS yet.
+    let reopen = async |volume: &Volume| -> Result<Volume> {
+        Ok(Volume::open(mds.clone(), volume.session().clone()).await?)
+    };
+    for node in ["a", "b"] {
+        mds.publish_volume("v", node, false, true).await?;
+    }
+    let first = attach("a").await?;
+    let other = attach("b").await?;
+    first.write(0, fill(1, 4096)).await?;
+    other.write(8 << 20, fill(2, 4096)).await?;
 
-    let again = cluster.attach_with(shared("a")).await?;
-    ensure!(old.write(0, fill(2, 4096)).await == Err(BlockError::Fenced));
-    ensure!(old.read(0, 4096).await == Err(BlockError::Fenced));
+    let second = attach("a").await?;
+    ensure!(second.session().epoch == other.session().epoch);
+    ensure!(reopen(&first).await?.read(0, 4096).await == Err(BlockError::Fenced));
+    ensure!(reopen(&first).await?.write(0, fill(9, 4096)).await == Err(BlockError::Fenced));
+    // Where the session never wrote, and as whoever resumes it.
+    ensure!(first.write(16 << 20, fill(9, 4096)).await == Err(BlockError::Fenced));
+    let resumed = Volume::open(mds.clone(), first.session().clone().next_incarnation()).await;
+    ensure!(resumed.is_err_and(|error| error == BlockError::Fenced));
+    for volume in [&second, &other] {
+        ensure!(volume.read(0, 4096).await? == fill(1, 4096));
+        ensure!(volume.read(16 << 20, 4096).await? == fill(0, 4096));
+        volume.write(0, fill(1, 4096)).await?;
+    }
+
+    mds.unpublish_volume("v", "a").await?;
+    ensure!(reopen(&second).await?.read(0, 4096).await == Err(BlockError::Fenced));
+    ensure!(second.write(0, fill(9, 4096)).await == Err(BlockError::Fenced));
     other.write(4096, fill(3, 4096)).await?;
-    ensure!(again.read(0, 8192).await? == [fill(1, 4096), fill(3, 4096)].concat());
-
-    cluster.client.unpublish_volume("v", "a").await?;
-    ensure!(again.write(0, fill(4, 4096)).await == Err(BlockError::Fenced));
-    other.write(0, fill(5, 4096)).await?;
-    ensure!(other.read(0, 4096).await? == fill(5, 4096));
+    ensure!(other.read(4096, 4096).await? == fill(3, 4096));
+    ensure!(other.read(0, 4096).await? == fill(1, 4096));
+    let found = mds.get_volume("v").await?;
+    ensure!(found.sessions.len() == 1 && found.published_nodes == ["b"]);
     Ok(())
 }
