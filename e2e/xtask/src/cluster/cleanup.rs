@@ -58,6 +58,8 @@ struct LoopList {
 #[derive(Debug, Deserialize)]
 struct LoopDevice {
     name: String,
+    #[serde(rename = "maj:min")]
+    number: Option<String>,
     #[serde(rename = "back-file")]
     back_file: Option<String>,
     #[serde(rename = "back-maj:min")]
@@ -66,7 +68,7 @@ struct LoopDevice {
 
 /// Loop devices outlive the namespaces they were set up in. Ours are backed by a file of the
 /// state directory, or by a file system that nobody has mounted any more: the FUSE mount of an
-/// agent that is gone.
+/// agent that is gone. Once that agent is dead, the kernel cannot even tell the file system.
 pub fn detach_orphaned_loops(paths: &Paths) -> Result<()> {
     for device in orphaned_loops(paths)? {
         command::output(Command::new("losetup").args(["--detach", &device.name]))
@@ -80,21 +82,36 @@ fn orphaned_loops(paths: &Paths) -> Result<Vec<LoopDevice>> {
         "--list",
         "--json",
         "-O",
-        "NAME,BACK-FILE,BACK-MAJ:MIN",
+        "NAME,MAJ:MIN,BACK-FILE,BACK-MAJ:MIN",
     ]))?;
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
     let list: LoopList = serde_json::from_str(&text).context("parse losetup's list")?;
     let mounted = mounted_devices();
-    let state = paths.state.display().to_string();
-    let ours = |device: &LoopDevice| {
-        let file = device.back_file.as_deref().unwrap_or_default();
-        let backing = device.back_device.as_deref().map(str::trim).unwrap_or_default();
-        file.starts_with(&format!("{state}/"))
-            || (backing.starts_with("0:") && !mounted.iter().any(|device| device == backing))
-    };
+    let state = format!("{}/", paths.state.display());
+    let ours = |device: &LoopDevice| is_orphaned(device, &state, &mounted);
     Ok(list.loopdevices.into_iter().filter(ours).collect())
+}
+
+fn is_orphaned(device: &LoopDevice, state: &str, mounted: &[String]) -> bool {
+    let is_mounted = |number: &str| mounted.iter().any(|mounted| mounted == number);
+    let file = device.back_file.as_deref().unwrap_or_default();
+    match device.back_device.as_deref().map(str::trim) {
+        _ if file.starts_with(state) => true,
+        Some(backing) => backing.starts_with("0:") && !is_mounted(backing),
+        None => {
+            let number = device.number.as_deref().map(str::trim).unwrap_or_default();
+            is_volume_id(file.trim_start_matches('/')) && !is_mounted(number)
+        }
+    }
+}
+
+/// Agents name the file that they serve by its volume: `8-4-4-4-12` hexadecimal digits.
+fn is_volume_id(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    parts.iter().map(|part| part.len()).eq([8, 4, 4, 4, 12])
+        && parts.iter().all(|part| part.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// `major:minor` of every file system mounted in any namespace of a living process.
@@ -148,4 +165,34 @@ fn verify_nothing_left(cluster: &Cluster) -> Result<()> {
         bail!("could not remove: {}", left.join(", "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loop_devices_that_nobody_can_use_any_more_are_orphans() {
+        let volume = "/6dd57c44-c427-4f34-9b09-153c98c7f50d";
+        let mounted = ["0:40".to_owned(), "7:3".to_owned()];
+        let cases = [
+            ("7:0", "/var/lib/curve-e2e/node1/disk", Some("254:0"), true),
+            ("7:0", "/home/me/image", Some("254:0"), false),
+            ("7:0", volume, Some("0:41"), true),
+            ("7:0", volume, Some("0:40"), false),
+            ("7:0", volume, None, true),
+            ("7:3", volume, None, false),
+            ("7:0", "/somebody-elses-image", None, false),
+        ];
+        for (number, file, backing, orphaned) in cases {
+            let device = LoopDevice {
+                name: "/dev/loop0".into(),
+                number: Some(number.into()),
+                back_file: Some(file.into()),
+                back_device: backing.map(Into::into),
+            };
+            let found = is_orphaned(&device, "/var/lib/curve-e2e/", &mounted);
+            assert_eq!(found, orphaned, "{device:?}");
+        }
+    }
 }
