@@ -97,10 +97,7 @@ impl BlockState {
 
     /// Raises a fence, never lowers it.
     pub fn fence(&mut self, volume: VolumeId, min_epoch: Epoch) -> Result<(), ChunkError> {
-        if self.deleted_set.contains(&volume) {
-            return Err(ChunkError::Deleted);
-        }
-        self.volumes.entry(volume).or_default().raise(min_epoch);
+        self.live(volume)?.raise(min_epoch);
         Ok(())
     }
 
@@ -111,10 +108,7 @@ impl BlockState {
         session: SessionId,
         min_epoch: Epoch,
     ) -> Result<(), ChunkError> {
-        if self.deleted_set.contains(&volume) {
-            return Err(ChunkError::Deleted);
-        }
-        let fence = self.volumes.entry(volume).or_default();
+        let fence = self.live(volume)?;
         let own = fence.sessions.get(&session).map_or(fence.min_epoch, |seen| seen.epoch);
         if own < min_epoch {
             fence.sessions.insert(session, Seen { epoch: min_epoch, floor: 0 });
@@ -123,6 +117,13 @@ impl BlockState {
             }
         }
         Ok(())
+    }
+
+    fn live(&mut self, volume: VolumeId) -> Result<&mut Fence, ChunkError> {
+        if self.deleted_set.contains(&volume) {
+            return Err(ChunkError::Deleted);
+        }
+        Ok(self.volumes.entry(volume).or_default())
     }
 
     /// Forgets a volume but for the fact that it is gone.

@@ -126,24 +126,35 @@ async fn a_volume_is_attached_only_once_every_copyset_refuses_older_epochs() {
     admin.attach(attach("data", "node3")).await.expect("nobody is in the way");
 }
 
+/// An attach that no copyset answers, so that it waits until the leader is gone; then its retry.
+async fn attach_over_a_change_of_leader(
+    mds: &TestMds,
+    servers: &mut [FakeChunkserver],
+    admin: &mut MdsVolumeClient<Channel>,
+    request: proto::AttachRequest,
+) -> proto::Session {
+    for server in servers.iter() {
+        *server.told.refuse.lock().expect("lock") = Some(ChunkError::Unavailable);
+    }
+    let call = admin.attach(request.clone());
+    assert!(tokio::time::timeout(Duration::from_millis(400), call).await.is_err(), "it waits");
+    mds.fail_over().await;
+    for server in servers {
+        *server.told.refuse.lock().expect("lock") = None;
+        server.heartbeat().await;
+    }
+    admin.attach(request).await.expect("retry").into_inner()
+}
+
 #[tokio::test]
 async fn a_fence_that_was_interrupted_is_finished_by_the_next_leader() {
     let mds = TestMds::start(OUT_AFTER).await;
     let mut servers = formed_pool(&mds).await;
     let mut admin = volumes(&mds, Role::Admin, "me");
     create(&mut admin, "data").await;
-    for server in &servers {
-        *server.told.refuse.lock().expect("lock") = Some(ChunkError::Unavailable);
-    }
-    let request = attach("data", "node1");
-    let call = admin.attach(request.clone());
-    assert!(tokio::time::timeout(Duration::from_millis(400), call).await.is_err(), "it waits");
-    mds.fail_over().await;
-    for server in &mut servers {
-        *server.told.refuse.lock().expect("lock") = None;
-        server.heartbeat().await;
-    }
-    let session = admin.attach(request).await.expect("retry").into_inner();
+    let session =
+        attach_over_a_change_of_leader(&mds, &mut servers, &mut admin, attach("data", "node1"))
+            .await;
     assert_eq!((session.id, session.epoch), (1, Epoch::of_attachment(1).0));
     let told: std::collections::BTreeSet<_> = fences(&servers).into_iter().collect();
     assert_eq!(told.len(), 8);
@@ -158,18 +169,8 @@ async fn a_revocation_that_was_interrupted_is_finished_by_the_next_leader() {
     let shared = |node| proto::AttachRequest { shared: true, ..attach("data", node) };
     let first = admin.attach(shared("node1")).await.expect("attach").into_inner();
     admin.attach(shared("node2")).await.expect("attach");
-    for server in &servers {
-        *server.told.refuse.lock().expect("lock") = Some(ChunkError::Unavailable);
-    }
-    let request = shared("node1");
-    let call = admin.attach(request.clone());
-    assert!(tokio::time::timeout(Duration::from_millis(400), call).await.is_err(), "it waits");
-    mds.fail_over().await;
-    for server in &mut servers {
-        *server.told.refuse.lock().expect("lock") = None;
-        server.heartbeat().await;
-    }
-    let again = admin.attach(request).await.expect("retry").into_inner();
+    let again =
+        attach_over_a_change_of_leader(&mds, &mut servers, &mut admin, shared("node1")).await;
     assert_eq!(again.epoch, first.epoch, "the other node's session goes on");
     let mut told = std::collections::BTreeSet::new();
     for server in &servers {
