@@ -54,8 +54,8 @@ pub enum SourceError {
     Key { label: String, key: &'static str },
     #[error("{key} of {label} is not what it should be: {value:?}")]
     Value { label: String, key: &'static str, value: String },
-    #[error("{step} in namespace {namespace}")]
-    Kubernetes { step: &'static str, namespace: String, source: Box<kube::Error> },
+    #[error("read {place}")]
+    Kubernetes { place: String, source: Box<kube::Error> },
 }
 
 /// Where connections come from.
@@ -101,7 +101,8 @@ impl Clusters {
             Some(connection) => self.connect(connection).await,
             None => {
                 let known = self.known().await?;
-                let reason = format!("cluster {name} does not exist; known are {known}");
+                let reason =
+                    format!("cluster {name} does not exist or has not started; known are {known}");
                 Err(CsiError::invalid("parameters", reason))
             }
         }

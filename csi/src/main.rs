@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -24,7 +24,7 @@ use curve_csi::server::{self, Reach};
 use curve_csi::volumes::mds::MdsConnector;
 use curve_csi::{health, registration};
 use curve_wire::pki::Identity;
-use curve_wire::telemetry::{self, Registry};
+use curve_wire::telemetry::{self, MetricsPort, Registry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::transport::Server;
@@ -138,6 +138,7 @@ async fn run_controller(args: ControllerArgs) -> anyhow::Result<()> {
         };
     let clusters = Clusters::new(source, Arc::new(MdsConnector));
     let context = Arc::new(controller::Context { clusters, nodes });
+    let port = args.metrics.bind().await?;
     let (rpcs, registry) = instruments();
     let service = ControllerService::new(rpcs.clone(), context.clone());
     let router = identity(rpcs, context).add_service(ControllerServer::new(service));
@@ -146,7 +147,7 @@ async fn run_controller(args: ControllerArgs) -> anyhow::Result<()> {
     tracing::info!(endpoint = %args.endpoint.display(), "serves the controller");
     tokio::select! {
         served = server::serve(listener, router, stopped(stop)) => served,
-        failed = serve_metrics(&args.metrics, registry) => failed,
+        failed = MetricsPort::serve(port, registry) => Ok(failed?),
     }
 }
 
@@ -154,6 +155,7 @@ async fn run_node(args: NodeArgs) -> anyhow::Result<()> {
     let agent = Arc::new(Agent::new(&args.agent_socket));
     let node_id = args.node_id;
     let context = Arc::new(node::Context { agent, node_id, volumes_max: args.volumes_max });
+    let port = args.metrics.bind().await?;
     let (rpcs, registry) = instruments();
     let service = NodeService::new(rpcs.clone(), context.clone());
     let router = identity(rpcs, context).add_service(NodeServer::new(service));
@@ -170,7 +172,7 @@ async fn run_node(args: NodeArgs) -> anyhow::Result<()> {
     tokio::select! {
         served = server::serve(listener, router, stopped(stop.clone())) => served,
         ended = registered => ended,
-        failed = serve_metrics(&args.metrics, registry) => failed,
+        failed = MetricsPort::serve(port, registry) => Ok(failed?),
     }
 }
 
@@ -184,19 +186,16 @@ fn instruments() -> (Rpcs, Arc<Registry>) {
     (rpcs, Arc::new(registry))
 }
 
-/// Ends only by failing.
-async fn serve_metrics(args: &MetricsArgs, registry: Arc<Registry>) -> anyhow::Result<()> {
-    let (Some(address), Some(dir)) = (args.listen_metrics, &args.metrics_tls_dir) else {
-        return std::future::pending().await;
-    };
-    let identity = load_identity(dir)?;
-    let listener = tokio::net::TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("listen for metrics at {address}"))?;
-    telemetry::serve_metrics(listener, &identity, registry).await.context("serve metrics")
-}
-
-fn load_identity(dir: &Path) -> anyhow::Result<Identity> {
-    Identity::load(dir).with_context(|| format!("load the certificates of {}", dir.display()))
+impl MetricsArgs {
+    async fn bind(&self) -> anyhow::Result<Option<MetricsPort>> {
+        let (Some(address), Some(dir)) = (self.listen_metrics, &self.metrics_tls_dir) else {
+            return Ok(None);
+        };
+        let identity = Identity::load(dir);
+        let identity =
+            identity.with_context(|| format!("load the certificates of {}", dir.display()))?;
+        Ok(Some(MetricsPort::bind(address, identity).await?))
+    }
 }
 
 /// Becomes true at SIGTERM or SIGINT.

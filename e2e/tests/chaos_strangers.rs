@@ -1,11 +1,12 @@
 //! Every port of every pod refuses a stranger, and garbage disturbs nobody.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use curve_e2e::{engine, kubectl, kubectl::Namespace, workload};
-use serde_json::Value;
+use anyhow::{Result, ensure};
+use curve_e2e::kubectl::{self, Namespace, Pod};
+use curve_e2e::{engine, workload};
 
 const RECOVERED: Duration = Duration::from_secs(120);
 /// What is known to listen. The ports come from the pods: this proves that the test looked there.
@@ -23,52 +24,11 @@ const KNOWN: [(&str, u16); 9] = [
 
 /// Sends what a stranger might, and prints what came back as hexadecimal. The first line is
 /// whether the port was open at all. That the other side hangs up in mid-write is no failure.
-fn probe(ip: &str, port: u16, garbage: &str) -> String {
+fn probe(ip: &IpAddr, port: u16, garbage: &str) -> String {
     format!(
         "exec 3<>/dev/tcp/{ip}/{port} || {{ echo closed; exit 0; }}; echo open; trap '' PIPE; \
          printf '{garbage}' >&3; timeout 3 head -c 512 <&3 | od -An -tx1 | tr -d ' \\n'"
     )
-}
-
-#[derive(Debug)]
-struct Pod {
-    name: String,
-    component: String,
-    /// The node's for a pod on the node's network.
-    ip: String,
-    /// Then everything that it declares is open.
-    ready: bool,
-    declared: BTreeSet<u16>,
-}
-
-/// `None` for a pod without an address.
-fn pod(object: &Value) -> Option<Pod> {
-    let (spec, status) = (&object["spec"], &object["status"]);
-    let list = |of: &Value, field: &str| of[field].as_array().cloned().unwrap_or_default();
-    let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
-    let containers = list(spec, "containers").into_iter().chain(list(spec, "initContainers"));
-    let ports = containers.flat_map(|container| list(&container, "ports"));
-    let component = &object["metadata"]["labels"]["app.kubernetes.io/component"];
-    Some(Pod {
-        name: object["metadata"]["name"].as_str()?.to_owned(),
-        component: component.as_str().unwrap_or_default().to_owned(),
-        ip: status["podIP"].as_str()?.to_owned(),
-        ready: list(status, "conditions").iter().any(ready),
-        declared: ports
-            .filter_map(|port| port["containerPort"].as_u64()?.try_into().ok())
-            .collect(),
-    })
-}
-
-/// Every pod of the cluster and of the release.
-fn pods() -> Result<Vec<Pod>> {
-    let mut found = Vec::new();
-    for namespace in [engine::NAMESPACE, "curve-system"] {
-        let text = kubectl::run(&["-n", namespace, "get", "pods", "-o", "json"])?;
-        let list: Value = serde_json::from_str(&text).context("parse the pods")?;
-        found.extend(list["items"].as_array().context("items of a list")?.iter().filter_map(pod));
-    }
-    Ok(found)
 }
 
 #[test]
@@ -77,15 +37,16 @@ fn strangers_are_refused_on_every_port_of_every_pod() -> Result<()> {
     let namespace = Namespace::create("chaos-strangers")?;
     let ns = &namespace.0;
     workload::start(ns, "stranger", "Filesystem", "64Mi")?;
-    let pods = pods()?;
+    let mut pods = kubectl::pods(engine::NAMESPACE)?;
+    pods.extend(kubectl::pods("curve-system")?);
     for (component, port) in KNOWN {
-        let serves =
-            |pod: &Pod| pod.ready && pod.component == component && pod.declared.contains(&port);
+        let declares = |pod: &Pod| pod.ports.values().any(|declared| *declared == port);
+        let serves = |pod: &Pod| pod.ready && pod.component == component && declares(pod);
         ensure!(pods.iter().any(serves), "no ready {component} declares port {port}: {pods:?}");
     }
     // On every pod, since one may listen where only another says so.
-    let ports: BTreeSet<u16> = pods.iter().flat_map(|pod| &pod.declared).copied().collect();
-    for Pod { name, ip, ready, declared, .. } in &pods {
+    let ports: BTreeSet<u16> = pods.iter().flat_map(|pod| pod.ports.values()).copied().collect();
+    for Pod { name, ip, ready, ports: declared, .. } in &pods {
         for port in &ports {
             for garbage in
                 ["GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n", "CRV1\\001\\000\\001\\002"]
@@ -95,7 +56,10 @@ fn strangers_are_refused_on_every_port_of_every_pod() -> Result<()> {
                     kubectl::run(&["-n", ns, "exec", "stranger", "--", "bash", "-c", &script])?;
                 let mut lines = answer.lines();
                 if lines.next() != Some("open") {
-                    ensure!(!(*ready && declared.contains(port)), "{name}: port {port} is closed");
+                    ensure!(
+                        !(*ready && declared.values().any(|d| d == port)),
+                        "{name}: port {port} is closed"
+                    );
                     continue;
                 }
                 let bytes = lines.next().unwrap_or_default();

@@ -1,17 +1,21 @@
-//! One cluster from its creation to its erasure: grown, changed while it serves, deleted with its
-//! data kept and made again, deleted for good.
+//! One cluster from its creation to its erasure: grown, brought to another image while it serves
+//! and its operator dies, deleted with its data kept and made again, deleted for good.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use curve_e2e::kubectl::{self, Namespace};
-use curve_e2e::{wait, workload};
+use curve_e2e::{engine, wait, workload};
+use xtask::cluster::{Cluster, node};
 
 const READY: Duration = Duration::from_secs(240);
 /// Each restart waits for the cluster to be whole and to have settled.
 const ROLLED: Duration = Duration::from_secs(420);
 const OBJECT: &str = "curvecluster/small";
 const HOST_PATH: &str = "/var/lib/curve-e2e-small";
+const RELEASE_NAMESPACE: &str = "curve-system";
+/// Another name for the operator's own image.
+const OTHER_TAG: &str = "e2e-other";
 
 /// Removes what outlives a namespace, also when a step failed.
 struct Leftovers<'a>(&'a str);
@@ -27,21 +31,35 @@ impl Drop for Leftovers<'_> {
         let _ = kubectl::run(&["delete", "storageclass", self.0]);
         let label = format!("curve.io/cluster-namespace={}", self.0);
         let _ = kubectl::run(&["delete", "pv", "-l", &label, "--wait=false"]);
+        let _ = on_every_node(&["images", "rm", &format!("localhost/curve:{OTHER_TAG}")]);
     }
 }
 
-fn apply(ns: &str, count: u32, cpu: &str) -> Result<()> {
+/// Runs `ctr` with these arguments on every node.
+fn on_every_node(args: &[&str]) -> Result<()> {
+    let cluster = Cluster::open()?;
+    for index in 1..=cluster.node_count()? {
+        let output = node::ctr(&cluster, index)?.args(args).output().context("run ctr")?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "ctr {args:?} on node {index}: {error}");
+    }
+    Ok(())
+}
+
+/// The cluster's spec, with the operator's own image where `image` is empty.
+fn apply(ns: &str, count: u32, image: &str) -> Result<()> {
     kubectl::apply(&format!(
         "apiVersion: curve.io/v1alpha1
 kind: CurveCluster
 metadata: {{name: small, namespace: {ns}}}
 spec:
+  image: {{{image}}}
   mds: {{storage: {{hostPath: {HOST_PATH}, size: 512Mi}}}}
   nodeSets:
   - name: disks
     count: {count}
     device: {{hostPath: {HOST_PATH}, size: 1Gi}}
-    resources: {{requests: {{cpu: {cpu}, memory: 64Mi}}}}
+    resources: {{requests: {{cpu: 20m, memory: 64Mi}}}}
 "
     ))?;
     Ok(())
@@ -78,17 +96,17 @@ fn a_cluster_lives_grows_changes_and_ends_as_its_spec_says() -> Result<()> {
     let ns = namespace.0.as_str();
     let _leftovers = Leftovers(ns);
 
-    apply(ns, 3, "20m")?;
+    apply(ns, 3, "")?;
     wait_ready(ns, READY)?;
     let table = kubectl::run(&["-n", ns, "get", "curveclusters"])?;
     ensure!(table.contains("3/3"), "{table}");
     let sum = store_something(ns)?;
     let id = kubectl::field(ns, OBJECT, "{.status.clusterId}")?;
 
-    apply(ns, 4, "20m")?;
+    apply(ns, 4, "")?;
     kubectl::wait_field(ns, OBJECT, "{.status.disks}", "4/4", READY)?;
     wait_ready(ns, READY)?;
-    let shrink = apply(ns, 3, "20m").err().context("a shrinking count was accepted")?;
+    let shrink = apply(ns, 3, "").err().context("a shrinking count was accepted")?;
     ensure!(shrink.to_string().contains("count cannot shrink"), "{shrink}");
 
     roll(ns)?;
@@ -126,25 +144,57 @@ fn find_it_again(ns: &str, sum: &str) -> Result<()> {
     Ok(())
 }
 
-/// New resources reach every pod, one after the other, and no two are ever away together.
+/// Another image reaches every pod, one after the other, and no two are ever away together, though
+/// the operator that began it dies.
 fn roll(ns: &str) -> Result<()> {
-    apply(ns, 4, "25m")?;
+    let deployment = "deployment/curve-operator";
+    let own = "{.spec.template.spec.containers[0].image}";
+    let own = kubectl::field(RELEASE_NAMESPACE, deployment, own)?;
+    let other = format!("localhost/curve:{OTHER_TAG}");
+    on_every_node(&["images", "tag", "--force", &own, &other])?;
+    apply(ns, 4, &format!("tag: {OTHER_TAG}"))?;
+    let mut killed = false;
     let deadline = std::time::Instant::now() + ROLLED;
     loop {
         let ready = pods(ns, "{.items[*].status.conditions[?(@.type==\"Ready\")].status}")?;
         let away = 4 - ready.split(' ').filter(|status| *status == "True").count();
         ensure!(away <= 1, "{away} chunkservers are away together: {ready}");
-        let cpu = pods(ns, "{.items[*].spec.containers[0].resources.requests.cpu}")?;
-        if cpu == "25m 25m 25m 25m" && away == 0 {
+        let images = pods(ns, "{.items[*].spec.containers[0].image}")?;
+        let done = images.split(' ').filter(|image| *image == other).count();
+        if done == 4 && away == 0 {
             break;
         }
-        ensure!(std::time::Instant::now() < deadline, "after {ROLLED:?} pods have {cpu}");
+        if done > 0 && !killed {
+            kill_leading_operator()?;
+            killed = true;
+        }
+        ensure!(std::time::Instant::now() < deadline, "after {ROLLED:?} pods run {images}");
         std::thread::sleep(Duration::from_millis(500));
     }
     wait_ready(ns, READY)?;
     let events = kubectl::run(&["-n", ns, "get", "events", "-o", "jsonpath={.items[*].reason}"])?;
     ensure!(events.contains("RollingUpdate") && events.contains("Ready"), "{events}");
+    let label = "app.kubernetes.io/component=mds";
+    let image = "jsonpath={.items[*].spec.containers[0].image}";
+    let images = kubectl::run(&["-n", ns, "get", "pods", "-l", label, "-o", image])?;
+    ensure!(images == [&*other; 3].join(" "), "the MDS run {images}");
     Ok(())
+}
+
+/// Without a chance to give the lease back, and its pod with it: the other replica takes over.
+fn kill_leading_operator() -> Result<()> {
+    let holder =
+        || kubectl::field(RELEASE_NAMESPACE, "lease/curve-operator", "{.spec.holderIdentity}");
+    let leader = holder()?;
+    let killed = engine::kill_in_pod("curve-operator", &leader)?;
+    ensure!(killed == 1, "killed {killed} processes of {leader}, expected 1");
+    let now = ["--grace-period=0", "--force", "--wait=false"];
+    let delete = ["-n", RELEASE_NAMESPACE, "delete", "pod", &leader];
+    kubectl::run(&[&delete[..], &now].concat())?;
+    wait::until("another operator to lead", Duration::from_secs(60), || match holder() {
+        Ok(now) if now != leader && !now.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
 }
 
 /// Without a word about the data, deletion keeps it for the cluster that comes next.
@@ -155,12 +205,13 @@ fn keep_and_return(ns: &str, id: &str) -> Result<()> {
         Ok(names) => Err(names),
         Err(error) => Err(error.to_string()),
     })?;
-    apply(ns, 3, "25m")?;
+    let image = format!("tag: {OTHER_TAG}");
+    apply(ns, 3, &image)?;
     kubectl::wait_field(ns, OBJECT, "{.status.phase}", "Failed", READY)?;
     let message =
         kubectl::field(ns, OBJECT, "{.status.conditions[?(@.type==\"Progressing\")].message}")?;
     ensure!(message.contains("raise count to what it was"), "{message}");
-    apply(ns, 4, "25m")?;
+    apply(ns, 4, &image)?;
     wait_ready(ns, READY)?;
     let again = kubectl::field(ns, OBJECT, "{.status.clusterId}")?;
     ensure!(again == id, "the cluster was {id} and is {again}");

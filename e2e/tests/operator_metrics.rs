@@ -2,16 +2,16 @@
 //! nothing but read them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use curve_e2e::kubectl::{self, Pod};
 use curve_e2e::metrics::scrape;
 use curve_e2e::playground::Directory;
-use curve_e2e::{engine, kubectl, wait};
+use curve_e2e::{engine, wait};
 use curve_wire::pki::{Authority, Identity, Role};
-use serde_json::Value;
 
 /// Where the chart is installed.
 const RELEASE_NAMESPACE: &str = "curve-system";
@@ -23,59 +23,20 @@ const COMPONENTS: [&str; 6] =
 /// Three each of MDS, chunkservers, agents and CSI nodes; two operators and CSI controllers.
 const PORTS_MIN: usize = 3 * 4 + 2 * 2;
 
-/// The metrics port of one pod.
-struct Port {
-    pod: String,
-    component: String,
-    address: SocketAddr,
-}
-
-impl Port {
-    /// What the process proves to be, and series that no other kind of process has: a metric, and
-    /// words of its labels.
-    fn expected(&self) -> Result<(Role, &'static str, &'static str)> {
-        Ok(match &*self.component {
-            "mds" => (Role::Mds, "curve_mds_leader", ""),
-            "chunkserver" => (Role::Chunkserver, "curve_chunkserver_serving", ""),
-            "agent" => (Role::Metrics, "curve_agent_attachments", ""),
-            "operator" => (Role::Metrics, "curve_operator_leading", ""),
-            // The sidecars and kubelet each ask this when they start.
-            "csi-controller" => {
-                (Role::Metrics, "curve_csi_rpcs_total", "method=\"ControllerGetCapabilities\"")
-            }
-            "csi-node" => (Role::Metrics, "curve_csi_rpcs_total", "method=\"NodeGetInfo\""),
-            other => bail!("{} is {other:?}, of which no metric is known", self.pod),
-        })
-    }
-}
-
-/// The metrics port of every pod of Curve in a namespace; a pod without one is an error.
-fn ports(namespace: &str) -> Result<Vec<Port>> {
-    let label = "app.kubernetes.io/name=curve";
-    let running = "status.phase=Running";
-    let args = ["-n", namespace, "get", "pods", "-l", label, "--field-selector", running];
-    let list = kubectl::run(&[&args[..], &["-o", "json"]].concat())?;
-    let list: Value = serde_json::from_str(&list).context("parse the pods")?;
-    let pods = list["items"].as_array().context("pods without items")?.iter();
-    pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(port).collect()
-}
-
-fn port(pod: &Value) -> Result<Port> {
-    let text = |pointer: &str| {
-        let value = pod.pointer(pointer).and_then(Value::as_str);
-        value.map(str::to_owned).with_context(|| format!("no {pointer} in {pod}"))
-    };
-    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
-    let mut ports = containers.flat_map(|container| container["ports"].as_array()).flatten();
-    let port = ports.find(|port| port["name"] == "metrics");
-    let name = text("/metadata/name")?;
-    let number = port.and_then(|port| port["containerPort"].as_u64());
-    let number = number.with_context(|| format!("{name} has no port for metrics"))?;
-    let ip: IpAddr = text("/status/podIP")?.parse().context("parse a pod's address")?;
-    Ok(Port {
-        pod: name,
-        component: text("/metadata/labels/app.kubernetes.io~1component")?,
-        address: SocketAddr::new(ip, number as u16),
+/// What the process proves to be, and series that no other kind of process has: a metric, and
+/// words of its labels.
+fn expected(pod: &Pod) -> Result<(Role, &'static str, &'static str)> {
+    Ok(match &*pod.component {
+        "mds" => (Role::Mds, "curve_mds_leader", ""),
+        "chunkserver" => (Role::Chunkserver, "curve_chunkserver_serving", ""),
+        "agent" => (Role::Metrics, "curve_agent_attachments", ""),
+        "operator" => (Role::Metrics, "curve_operator_leading", ""),
+        // The sidecars and kubelet each ask this when they start.
+        "csi-controller" => {
+            (Role::Metrics, "curve_csi_rpcs_total", "method=\"ControllerGetCapabilities\"")
+        }
+        "csi-node" => (Role::Metrics, "curve_csi_rpcs_total", "method=\"NodeGetInfo\""),
+        other => bail!("{} is {other:?}, of which no metric is known", pod.name),
     })
 }
 
@@ -89,18 +50,20 @@ fn issue(namespace: &str, secret: &str) -> Result<Identity> {
     authority.issue(Role::Metrics, "scraper").with_context(|| format!("issue from {secret}"))
 }
 
-fn check(port: &Port, tls: &Path, stranger: &Path) -> Result<()> {
-    let Port { pod, address, .. } = port;
-    let (role, name, label) = port.expected()?;
-    wait::until(&format!("{name} {label} of {pod}"), ASKED, || {
-        match scrape(*address, role, tls).map(|found| found.sum(name, label)) {
+fn check(pod: &Pod, tls: &Path, stranger: &Path) -> Result<()> {
+    let port = pod.ports.get("metrics");
+    let port = port.with_context(|| format!("{} has no port for metrics", pod.name))?;
+    let address = SocketAddr::new(pod.ip, *port);
+    let (role, name, label) = expected(pod)?;
+    wait::until(&format!("{name} {label} of {}", pod.name), ASKED, || {
+        match scrape(address, role, tls).map(|found| found.sum(name, label)) {
             Ok(Some(_)) => Ok(()),
             Ok(None) => Err("it is not among the metrics".to_owned()),
             Err(error) => Err(format!("{error:#}")),
         }
     })?;
-    let refused = scrape(*address, role, stranger);
-    ensure!(refused.is_err(), "{pod} answered a certificate of another authority");
+    let refused = scrape(address, role, stranger);
+    ensure!(refused.is_err(), "{} answered a certificate of another authority", pod.name);
     Ok(())
 }
 
@@ -119,9 +82,9 @@ fn every_pod_serves_its_metrics_to_certificates_of_its_own_authority() -> Result
         own.save(&tls)?;
         // It trusts whom it asks, so that only the other side can refuse.
         Identity { ca_pem: own.ca_pem.clone(), ..other.clone() }.save(&stranger)?;
-        for port in ports(namespace)? {
-            check(&port, &tls, &stranger)?;
-            components.insert(port.component);
+        for pod in kubectl::pods(namespace)? {
+            check(&pod, &tls, &stranger)?;
+            components.insert(pod.component);
             open += 1;
         }
     }

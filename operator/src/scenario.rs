@@ -37,6 +37,10 @@ impl ApiServer {
         self.objects.lock().expect("objects").get(path).cloned()
     }
 
+    pub fn remove(&self, path: &str) {
+        self.objects.lock().expect("objects").remove(path);
+    }
+
     /// Paths of all objects that contain `part`.
     pub fn paths(&self, part: &str) -> Vec<String> {
         let objects = self.objects.lock().expect("objects");

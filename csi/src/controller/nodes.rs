@@ -45,8 +45,7 @@ impl NodeDirectory for KubernetesNodes {
             return Ok(None);
         }
         let found = self.api.get_opt(node).await.map_err(|source| SourceError::Kubernetes {
-            step: "read the CSINode",
-            namespace: "(all)".to_owned(),
+            place: format!("CSINode {node}"),
             source: Box::new(source),
         })?;
         Ok(found.and_then(|node| registered(&node)))

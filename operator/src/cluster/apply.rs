@@ -54,6 +54,8 @@ pub async fn apply(
         stateful_sets,
         disruption_budgets,
         connections,
+        roles,
+        role_bindings,
     } = objects;
     // An equal one is not sent again, since there is one per node.
     let changed = connections.into_iter().filter(|wanted| {
@@ -69,6 +71,8 @@ pub async fn apply(
     refuse_foreign(client, key, &disruption_budgets, []).await?;
     refuse_foreign(client, key, &stateful_sets, &observed.stateful_sets).await?;
     refuse_foreign(client, key, &connections, observed.connections.values()).await?;
+    refuse_foreign(client, key, &roles, &observed.roles).await?;
+    refuse_foreign(client, key, &role_bindings, &observed.role_bindings).await?;
 
     apply_namespaced(client, service_accounts).await?;
     apply_namespaced(client, secrets).await?;
@@ -76,7 +80,9 @@ pub async fn apply(
     apply_cluster_wide(client, volumes).await?;
     apply_namespaced(client, disruption_budgets).await?;
     apply_namespaced(client, stateful_sets).await?;
-    apply_namespaced(client, connections).await
+    apply_namespaced(client, connections).await?;
+    apply_namespaced(client, roles).await?;
+    apply_namespaced(client, role_bindings).await
 }
 
 /// Looks at what is there under the names of `wanted`, except for those `known` as the cluster's.

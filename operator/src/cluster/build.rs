@@ -1,5 +1,6 @@
 //! Builds the Kubernetes objects of a ValidatedCluster. Pure: never talks to the API server.
 
+mod access;
 mod network;
 mod secrets;
 mod volumes;
@@ -10,12 +11,14 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolume, Secret, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde_json::{Value, json};
 
 use super::credentials::Credentials;
 use super::placement::Bindings;
 use super::validate::ValidatedCluster;
 
+pub use access::build_access;
 pub use network::{build_disruption_budgets, build_services};
 pub use secrets::{build_connections, build_secrets};
 pub use volumes::build_volumes;
@@ -31,8 +34,10 @@ pub struct ClusterObjects {
     pub volumes: Vec<PersistentVolume>,
     pub stateful_sets: Vec<StatefulSet>,
     pub disruption_budgets: Vec<PodDisruptionBudget>,
-    /// For the operator's namespace.
+    /// For the operator's namespace, like the roles over them.
     pub connections: Vec<Secret>,
+    pub roles: Vec<Role>,
+    pub role_bindings: Vec<RoleBinding>,
 }
 
 /// What the objects depend on besides the cluster.
@@ -90,6 +95,11 @@ impl AddressFamily {
 
 /// Builds all objects.
 pub fn build(cluster: &ValidatedCluster, inputs: &BuildInputs<'_>) -> ClusterObjects {
+    let connections = inputs.cluster_id.map_or_else(Vec::new, |id| {
+        build_connections(cluster, inputs.credentials, id, inputs.operator_namespace)
+    });
+    let (roles, role_bindings) =
+        build_access(&cluster.key(), &connections, inputs.operator_namespace);
     ClusterObjects {
         service_accounts: build_service_accounts(cluster),
         secrets: build_secrets(cluster, inputs.credentials),
@@ -97,9 +107,9 @@ pub fn build(cluster: &ValidatedCluster, inputs: &BuildInputs<'_>) -> ClusterObj
         volumes: build_volumes(cluster, inputs.bindings, inputs.hostnames),
         stateful_sets: build_stateful_sets(cluster, inputs),
         disruption_budgets: build_disruption_budgets(cluster, inputs.disruptions),
-        connections: inputs.cluster_id.map_or_else(Vec::new, |id| {
-            build_connections(cluster, inputs.credentials, id, inputs.operator_namespace)
-        }),
+        connections,
+        roles,
+        role_bindings,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod, Secret};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
 use thiserror::Error;
@@ -25,6 +26,9 @@ pub struct Observed {
     pub secrets: BTreeMap<String, Secret>,
     /// Connection Secrets of this cluster in the operator's namespace, by name.
     pub connections: BTreeMap<String, Secret>,
+    /// Who may read the connections.
+    pub roles: Vec<Role>,
+    pub role_bindings: Vec<RoleBinding>,
 }
 
 /// The API server did not answer a read.
@@ -54,6 +58,8 @@ pub async fn dereference(
         own_secrets.extend(own.map(|secret| (name, secret)));
     }
     let connections = Api::<Secret>::namespaced(client.clone(), operator_namespace);
+    let roles = Api::namespaced(client.clone(), operator_namespace);
+    let role_bindings = Api::namespaced(client.clone(), operator_namespace);
     let pools = list(Api::<CurvePool>::namespaced(client.clone(), namespace), &all, "CurvePools");
     Ok(Observed {
         nodes: list(Api::all(client.clone()), &all, "Nodes").await?,
@@ -67,6 +73,8 @@ pub async fn dereference(
             .into_iter()
             .map(|secret| (secret.name_any(), secret))
             .collect(),
+        roles: list(roles, &mine, "Roles").await?,
+        role_bindings: list(role_bindings, &mine, "RoleBindings").await?,
     })
 }
 

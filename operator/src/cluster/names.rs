@@ -102,7 +102,7 @@ impl ClusterKey {
         format!("{}-admin", self.name)
     }
 
-    /// In the operator's namespace.
+    /// In the operator's namespace; also the name of the Role over it.
     pub fn csi_secret(&self) -> String {
         format!("curve-{}-{}-csi", self.namespace, self.name)
     }
@@ -110,6 +110,11 @@ impl ClusterKey {
     /// In the operator's namespace.
     pub fn node_secret(&self, node: &str) -> String {
         format!("curve-{}-{}-node-{node}", self.namespace, self.name)
+    }
+
+    /// In the operator's namespace: the Role over the Secrets of all nodes.
+    pub fn node_role(&self) -> String {
+        format!("curve-{}-{}-node", self.namespace, self.name)
     }
 
     /// Directory below a `hostPath` that holds the data of this cluster on a node.

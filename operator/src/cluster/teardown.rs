@@ -1,9 +1,10 @@
 //! Takes a deleted CurveCluster apart.
 //!
 //! Retain: processes stop (the garbage collector follows the owner references), connection
-//! Secrets go; data, claims, volumes and keys stay. Destroy: when nothing uses the cluster and
-//! every process has stopped, a Job on each node erases the directories, then claims, volumes
-//! and keys go. `plan_teardown` decides, `carry_out` does; both are repeated until done.
+//! Secrets and the roles over them go; data, claims, volumes and keys stay. Destroy: when nothing
+//! uses the cluster and every process has stopped, a Job on each node erases the directories, then
+//! claims, volumes and keys go. `plan_teardown` decides, `carry_out` does; both are repeated until
+//! done.
 
 mod erase;
 
@@ -13,6 +14,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -48,6 +50,8 @@ pub struct Leftovers {
 #[derive(Debug, Default, PartialEq)]
 pub struct TeardownPlan {
     pub delete_stateful_sets: Vec<String>,
+    pub delete_role_bindings: Vec<String>,
+    pub delete_roles: Vec<String>,
     pub delete_connections: Vec<String>,
     pub erase: Vec<EraseTarget>,
     pub delete_claims: Vec<String>,
@@ -101,6 +105,8 @@ pub fn plan_teardown(
         return plan;
     }
     plan.delete_stateful_sets = observed.stateful_sets.iter().map(ResourceExt::name_any).collect();
+    plan.delete_role_bindings = observed.role_bindings.iter().map(ResourceExt::name_any).collect();
+    plan.delete_roles = observed.roles.iter().map(ResourceExt::name_any).collect();
     plan.delete_connections = observed.connections.keys().cloned().collect();
     if !destroy {
         return plan;
@@ -172,6 +178,8 @@ pub async fn carry_out(
 ) -> Result<(), TeardownError> {
     let TeardownPlan {
         delete_stateful_sets,
+        delete_role_bindings,
+        delete_roles,
         delete_connections,
         erase,
         delete_claims,
@@ -181,6 +189,8 @@ pub async fn carry_out(
         waiting_for: _,
     } = plan;
     delete_all::<StatefulSet>(client, &key.namespace, delete_stateful_sets).await?;
+    delete_all::<RoleBinding>(client, operator_namespace, delete_role_bindings).await?;
+    delete_all::<Role>(client, operator_namespace, delete_roles).await?;
     delete_all::<Secret>(client, operator_namespace, delete_connections).await?;
     let jobs: Api<Job> = Api::namespaced(client.clone(), operator_namespace);
     for target in erase {

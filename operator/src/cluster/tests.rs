@@ -187,6 +187,38 @@ async fn a_cluster_whose_service_answers_gets_a_pool_connections_and_becomes_rea
 }
 
 #[tokio::test]
+async fn each_account_may_read_its_own_connections_and_no_other_secret() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    assert_eq!(scene.server.paths("/roles/"), [] as [&str; 0], "nothing to read yet");
+    scene.start_pods();
+    scene.serve(engine());
+    scene.reconcile().await;
+    let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/curve-system";
+    let nodes = ["node1", "node2", "node3"].map(|node| format!("curve-curve-demo-node-{node}"));
+    for (name, account, secrets) in [
+        ("curve-curve-demo-csi", "curve-csi-controller", json!(["curve-curve-demo-csi"])),
+        ("curve-curve-demo-node", "curve-agent", json!(nodes)),
+    ] {
+        let role = scene.server.get(&format!("{rbac}/roles/{name}")).expect(name);
+        let rules = json!([{
+            "apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"],
+        }]);
+        assert_eq!(role["rules"], rules);
+        let binding = scene.server.get(&format!("{rbac}/rolebindings/{name}")).expect(name);
+        assert_eq!(binding["roleRef"]["name"], *name);
+        assert_eq!(binding["subjects"].as_array().map(Vec::len), Some(1));
+        assert_eq!(binding["subjects"][0]["name"], *account);
+    }
+    assert_eq!(scene.server.paths("/roles/").len(), 2);
+
+    scene.server.remove("/api/v1/nodes/node3");
+    scene.reconcile().await;
+    let role = scene.server.get(&format!("{rbac}/roles/curve-curve-demo-node")).expect("there");
+    assert_eq!(role["rules"][0]["resourceNames"], json!(nodes[..2]), "the node has left");
+}
+
+#[tokio::test]
 async fn keys_and_certificates_stay_from_one_look_to_the_next() {
     let scene = Scene::new(3);
     scene.reconcile().await;
@@ -310,7 +342,10 @@ async fn deletion_with_retain_stops_processes_and_keeps_data_and_keys() {
     scene.server.put(CLUSTER, cluster);
     scene.reconcile().await;
     assert_eq!(scene.server.paths("/statefulsets/"), [] as [&str; 0]);
-    assert_eq!(scene.server.paths("/curve-system/secrets/"), [] as [&str; 0]);
+    for kind in ["secrets", "roles", "rolebindings"] {
+        let left = scene.server.paths(&format!("/curve-system/{kind}/"));
+        assert_eq!(left, [] as [&str; 0]);
+    }
     assert_eq!(scene.server.paths("/persistentvolumes/").len(), 6);
     assert_eq!(scene.server.paths("/secrets/demo-ca").len(), 1);
     assert_eq!(scene.server.paths("/secrets/demo-mds-tls").len(), 1);

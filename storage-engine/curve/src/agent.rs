@@ -14,13 +14,12 @@ use curve_attach::agent::{
 use curve_attach::private_socket;
 use curve_wire::pki::Identity;
 use curve_wire::proto::agent_client::AgentClient;
-use curve_wire::telemetry::Registry;
+use curve_wire::telemetry::{MetricsPort, Registry};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::lifetime;
-use crate::metrics::{self, MetricsPort};
 use kubernetes::Secrets;
 
 /// An idle agent of the command line ends after this.
@@ -104,7 +103,7 @@ async fn serve(args: Args) -> Result<()> {
     let service = AgentService::new(agent.clone(), args.listen_metrics);
     let result = tokio::select! {
         served = service.serve(listener, ended) => served.context("serve the agent's socket"),
-        failed = metrics::serve(port, registry) => failed,
+        failed = MetricsPort::serve(port, Arc::new(registry)) => Ok(failed?),
     };
     agent.stop().await;
     result

@@ -7,7 +7,6 @@ mod cluster;
 mod health;
 mod lifetime;
 mod mds;
-mod metrics;
 mod output;
 mod playground;
 mod pool;

@@ -12,20 +12,20 @@ use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use curve_types::ByteSize;
 use curve_wire::pki::Identity;
-use curve_wire::telemetry::Registry;
+use curve_wire::telemetry::{MetricsPort, Registry};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::lifetime;
-use crate::metrics::MetricsPort;
 use child::{Child, Pids};
 use metrics::Metrics;
 pub use plan::BadPlan;
@@ -110,7 +110,7 @@ async fn start(args: StartArgs) -> Result<()> {
         () = stop => Ok(()),
         failed = run_until_failure(&dir, &plan, &pids) => failed,
         Some(failed) = children.join_next() => failed.context("a child's task")?,
-        failed = crate::metrics::serve(Some(port), registry) => failed,
+        failed = MetricsPort::serve(Some(port), Arc::new(registry)) => Ok(failed?),
     };
     ending.send_replace(true);
     let ended = async { while children.join_next().await.is_some() {} };

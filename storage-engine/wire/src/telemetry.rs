@@ -10,6 +10,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 pub use prometheus_client::registry::Registry;
+use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -37,6 +38,39 @@ pub fn init_logging() {
     } else {
         builder.json().flatten_event(true).try_init()
     };
+}
+
+/// Why there are no metrics.
+#[derive(Debug, Error)]
+pub enum MetricsError {
+    #[error("listen for metrics at {address}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("serve metrics")]
+    Serve(#[source] TlsError),
+}
+
+/// The metrics port of what serves one only if asked to, or under an identity that is not its own.
+/// Bound before anything else is taken over, so that an address that cannot be listened on costs
+/// nobody a volume.
+pub struct MetricsPort {
+    listener: TcpListener,
+    identity: Identity,
+}
+
+impl MetricsPort {
+    pub async fn bind(address: SocketAddr, identity: Identity) -> Result<Self, MetricsError> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| MetricsError::Listen { address, source })?;
+        Ok(Self { listener, identity })
+    }
+
+    /// Serves `registry` if there is a port. Ends only by failing.
+    pub async fn serve(port: Option<Self>, registry: Arc<Registry>) -> Result<(), MetricsError> {
+        let Some(Self { listener, identity }) = port else {
+            return std::future::pending().await;
+        };
+        serve_metrics(listener, &identity, registry).await.map_err(MetricsError::Serve)
+    }
 }
 
 /// Serves `GET /metrics` over HTTPS to clients with a certificate of the cluster, until dropped.

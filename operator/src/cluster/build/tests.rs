@@ -28,6 +28,8 @@ fn all(objects: ClusterObjects) -> BTreeMap<String, Value> {
         stateful_sets,
         disruption_budgets,
         connections,
+        roles,
+        role_bindings,
     } = objects;
     let mut all = Vec::new();
     all.extend(service_accounts.iter().map(to_value));
@@ -37,6 +39,8 @@ fn all(objects: ClusterObjects) -> BTreeMap<String, Value> {
     all.extend(stateful_sets.iter().map(to_value));
     all.extend(disruption_budgets.iter().map(to_value));
     all.extend(connections.iter().map(to_value));
+    all.extend(roles.iter().map(to_value));
+    all.extend(role_bindings.iter().map(to_value));
     let named = |object: Value| {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         (format!("{} {}", text(&object["kind"]), text(&object["metadata"]["name"])), object)

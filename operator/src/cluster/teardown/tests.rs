@@ -1,4 +1,5 @@
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::ObjectMeta;
 use serde_json::json;
 
 use super::*;
@@ -19,6 +20,7 @@ fn observed(pods: Vec<Pod>, sets: Vec<StatefulSet>) -> Observed {
     let bound =
         |count: u32| (0..count).map(|i| (i, format!("node{}", i + 1))).collect::<Bindings>();
     let secret = |name: &str| (name.to_owned(), Secret::default());
+    let metadata = ObjectMeta { name: Some("curve-curve-demo-csi".into()), ..Default::default() };
     Observed {
         nodes: nodes(3),
         volumes: build_volumes(&cluster, &[bound(3), bound(3)], &Default::default()),
@@ -26,6 +28,8 @@ fn observed(pods: Vec<Pod>, sets: Vec<StatefulSet>) -> Observed {
         stateful_sets: sets,
         secrets: [secret("demo-ca"), secret("demo-mds-tls")].into(),
         connections: [secret("curve-curve-demo-csi")].into(),
+        roles: vec![Role { metadata: metadata.clone(), ..Role::default() }],
+        role_bindings: vec![RoleBinding { metadata, ..RoleBinding::default() }],
         ..Observed::default()
     }
 }
@@ -55,6 +59,8 @@ fn retain_keeps_data_claims_and_keys() {
     let plan = plan_teardown(&cluster_with(json!({})), &key(), &observed, &leftovers);
     let expected = TeardownPlan {
         delete_stateful_sets: vec!["demo-mds".into()],
+        delete_role_bindings: vec!["curve-curve-demo-csi".into()],
+        delete_roles: vec!["curve-curve-demo-csi".into()],
         delete_connections: vec!["curve-curve-demo-csi".into()],
         ..TeardownPlan::default()
     };

@@ -1,5 +1,6 @@
 //! Connections from Secrets that the operator writes into the agent's namespace, one per cluster
-//! and node: `curve-NAMESPACE-NAME-node-NODE`. The agent may get them, not list them.
+//! and node: `curve-NAMESPACE-NAME-node-NODE`. A Role that the operator keeps lets the agent get
+//! those, and no other Secret.
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -35,6 +36,8 @@ impl ConnectionSource for Secrets {
         match self.api.get_opt(&name).await {
             Ok(Some(secret)) => load(cluster, &secret).map(Some),
             Ok(None) => Ok(None),
+            // No Role names it: there is no such cluster, or it has not started.
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
             Err(error) => Err(SourceError::Fetch {
                 cluster: cluster.clone(),
                 place: format!("Secret {}/{name}", self.namespace),

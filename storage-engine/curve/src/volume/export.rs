@@ -8,13 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use curve_attach::nbd::NbdServer;
 use curve_client::{AttachOptions, MdsClient, Volume, VolumeMetrics, VolumeOptions};
-use curve_wire::telemetry::{self, Registry};
+use curve_wire::telemetry::{self, MetricsPort, Registry};
 use tokio_util::sync::CancellationToken;
 
 use super::{Mode, node_name};
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
-use crate::metrics::{self, MetricsPort};
 
 /// A session that cannot be ended by then runs out by itself.
 const DETACH_DEADLINE: Duration = Duration::from_secs(5);
@@ -81,7 +80,7 @@ async fn serve(
     let ended = tokio::select! {
         () = stop => Ok(()),
         error = volume.ended() => Err(anyhow!("export of {name:?} ended: {error}")),
-        failed = metrics::serve(port, registry) => failed,
+        failed = MetricsPort::serve(port, Arc::new(registry)) => Ok(failed?),
     };
     token.cancel();
     let _ = serving.await;
