@@ -56,33 +56,31 @@ pub fn busiest_leader() -> Result<String> {
 /// Kills with SIGKILL every process of `program`, by its file name, whose arguments hold all of
 /// `words`; returns how many.
 pub fn kill_processes(program: &str, words: &[&str]) -> Result<usize> {
-    kill_where(program, |process| {
-        let line = fs::read(process.join("cmdline")).unwrap_or_default();
-        let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        words.iter().all(|word| args.contains(&word.as_bytes()))
-    })
+    kill_where(program, |_, args| words.iter().all(|word| args.contains(&word.as_bytes())))
 }
 
 /// Kills with SIGKILL the processes of `program` in the pod of that name; returns how many.
 pub fn kill_in_pod(program: &str, pod: &str) -> Result<usize> {
     let name = format!("HOSTNAME={pod}");
-    kill_where(program, |process| {
+    kill_where(program, |process, _| {
         let environment = fs::read(process.join("environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|variable| variable == name.as_bytes())
     })
 }
 
-/// Kills the processes of `program` that `chosen` picks by their directory in /proc.
-fn kill_where(program: &str, chosen: impl Fn(&Path) -> bool) -> Result<usize> {
+/// Kills the processes of `program` that `chosen` picks by their directory in /proc and their
+/// arguments.
+fn kill_where(program: &str, chosen: impl Fn(&Path, &[&[u8]]) -> bool) -> Result<usize> {
     let mut killed = 0;
     for entry in fs::read_dir("/proc").context("list /proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         let process = Path::new("/proc").join(&name);
         let line = fs::read(process.join("cmdline")).unwrap_or_default();
-        let path = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        let args: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        let path = args.first().copied().unwrap_or_default();
         if path.rsplit(|byte| *byte == b'/').next() == Some(program.as_bytes())
-            && chosen(&process)
+            && chosen(&process, &args)
             && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
         {
             killed += 1;

@@ -78,32 +78,38 @@ pub fn wait_field(
     })
 }
 
-/// A pod that has an address.
+/// What the tests look at in a pod.
 #[derive(Debug)]
 pub struct Pod {
     pub name: String,
     /// Of the label `app.kubernetes.io/component`; empty without it.
     pub component: String,
-    /// The node's for a pod on the node's network.
-    pub ip: IpAddr,
+    /// The node's for a pod on the node's network; none until it has one.
+    pub ip: Option<IpAddr>,
+    /// It is being deleted.
+    pub ending: bool,
     /// Then every port that it declares is open.
     pub ready: bool,
     /// Declared by its containers, by name.
     pub ports: BTreeMap<String, u16>,
 }
 
-/// The running pods of Curve in a namespace that are not being deleted.
-pub fn pods(namespace: &str) -> Result<Vec<Pod>> {
-    let (label, running) = ("app.kubernetes.io/name=curve", "status.phase=Running");
-    let args = ["-n", namespace, "get", "pods", "-l", label, "--field-selector", running];
-    let list = run(&[&args[..], &["-o", "json"]].concat())?;
-    let list: Value = serde_json::from_str(&list).context("parse the pods")?;
-    let pods = list["items"].as_array().context("pods without items")?.iter();
-    let lasting = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    Ok(lasting.filter_map(pod).collect())
+impl Pod {
+    pub fn declares(&self, port: u16) -> bool {
+        self.ports.values().any(|declared| *declared == port)
+    }
 }
 
-fn pod(object: &Value) -> Option<Pod> {
+/// The pods of a namespace that kubectl's options `selection` select; all of them without any.
+pub fn pods(namespace: &str, selection: &[&str]) -> Result<Vec<Pod>> {
+    let args = ["-n", namespace, "get", "pods", "-o", "json"];
+    let list = run(&[&args[..], selection].concat())?;
+    let list: Value = serde_json::from_str(&list).context("parse the pods")?;
+    let pods = list["items"].as_array().context("pods without items")?.iter();
+    pods.map(pod).collect()
+}
+
+fn pod(object: &Value) -> Result<Pod> {
     let (metadata, spec, status) = (&object["metadata"], &object["spec"], &object["status"]);
     let list = |of: &Value, field: &str| of[field].as_array().cloned().unwrap_or_default();
     let ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
@@ -115,10 +121,11 @@ fn pod(object: &Value) -> Option<Pod> {
         Some((name, u16::try_from(number).ok()?))
     };
     let component = metadata["labels"]["app.kubernetes.io/component"].as_str();
-    Some(Pod {
-        name: metadata["name"].as_str()?.to_owned(),
+    Ok(Pod {
+        name: metadata["name"].as_str().context("a pod without a name")?.to_owned(),
         component: component.unwrap_or_default().to_owned(),
-        ip: status["podIP"].as_str()?.parse().ok()?,
+        ip: status["podIP"].as_str().and_then(|ip| ip.parse().ok()),
+        ending: !metadata["deletionTimestamp"].is_null(),
         ready: list(status, "conditions").iter().any(ready),
         ports: ports.filter_map(port).collect(),
     })

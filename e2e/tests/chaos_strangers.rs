@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use curve_e2e::kubectl::{self, Namespace, Pod};
 use curve_e2e::{engine, workload};
+use xtask::deploy::RELEASE_NAMESPACE;
 
 const RECOVERED: Duration = Duration::from_secs(120);
 /// What is known to listen. The ports come from the pods: this proves that the test looked there.
@@ -37,16 +38,17 @@ fn strangers_are_refused_on_every_port_of_every_pod() -> Result<()> {
     let namespace = Namespace::create("chaos-strangers")?;
     let ns = &namespace.0;
     workload::start(ns, "stranger", "Filesystem", "64Mi")?;
-    let mut pods = kubectl::pods(engine::NAMESPACE)?;
-    pods.extend(kubectl::pods("curve-system")?);
+    let mut pods = kubectl::pods(engine::NAMESPACE, &[])?;
+    pods.extend(kubectl::pods(RELEASE_NAMESPACE, &[])?);
     for (component, port) in KNOWN {
-        let declares = |pod: &Pod| pod.ports.values().any(|declared| *declared == port);
-        let serves = |pod: &Pod| pod.ready && pod.component == component && declares(pod);
+        let serves = |pod: &Pod| pod.ready && pod.component == component && pod.declares(port);
         ensure!(pods.iter().any(serves), "no ready {component} declares port {port}: {pods:?}");
     }
     // On every pod, since one may listen where only another says so.
-    let ports: BTreeSet<u16> = pods.iter().flat_map(|pod| pod.ports.values()).copied().collect();
-    for Pod { name, ip, ready, ports: declared, .. } in &pods {
+    let addressed = pods.iter().filter(|pod| pod.ip.is_some());
+    let ports: BTreeSet<u16> = addressed.flat_map(|pod| pod.ports.values()).copied().collect();
+    for pod in &pods {
+        let (name, Some(ip)) = (&pod.name, &pod.ip) else { continue };
         for port in &ports {
             for garbage in
                 ["GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n", "CRV1\\001\\000\\001\\002"]
@@ -56,10 +58,7 @@ fn strangers_are_refused_on_every_port_of_every_pod() -> Result<()> {
                     kubectl::run(&["-n", ns, "exec", "stranger", "--", "bash", "-c", &script])?;
                 let mut lines = answer.lines();
                 if lines.next() != Some("open") {
-                    ensure!(
-                        !(*ready && declared.values().any(|d| d == port)),
-                        "{name}: port {port} is closed"
-                    );
+                    ensure!(!(pod.ready && pod.declares(*port)), "{name}: port {port} is closed");
                     continue;
                 }
                 let bytes = lines.next().unwrap_or_default();

@@ -7,15 +7,25 @@ use anyhow::{Context, Result, ensure};
 use curve_e2e::kubectl::{self, Namespace};
 use curve_e2e::{engine, wait, workload};
 use xtask::cluster::{Cluster, node};
+use xtask::deploy::RELEASE_NAMESPACE;
 
 const READY: Duration = Duration::from_secs(240);
 /// Each restart waits for the cluster to be whole and to have settled.
 const ROLLED: Duration = Duration::from_secs(420);
 const OBJECT: &str = "curvecluster/small";
 const HOST_PATH: &str = "/var/lib/curve-e2e-small";
-const RELEASE_NAMESPACE: &str = "curve-system";
 /// Another name for the operator's own image.
-const OTHER_TAG: &str = "e2e-other";
+const OTHER_IMAGE: &str = "localhost/curve:e2e-other";
+
+/// What a rolling update changes.
+struct Version {
+    /// Fields of the spec's image; the operator's own without any.
+    image: &'static str,
+    cpu: &'static str,
+}
+
+const FIRST: Version = Version { image: "", cpu: "20m" };
+const SECOND: Version = Version { image: "tag: e2e-other", cpu: "25m" };
 
 /// Removes what outlives a namespace, also when a step failed.
 struct Leftovers<'a>(&'a str);
@@ -31,7 +41,7 @@ impl Drop for Leftovers<'_> {
         let _ = kubectl::run(&["delete", "storageclass", self.0]);
         let label = format!("curve.io/cluster-namespace={}", self.0);
         let _ = kubectl::run(&["delete", "pv", "-l", &label, "--wait=false"]);
-        let _ = on_every_node(&["images", "rm", &format!("localhost/curve:{OTHER_TAG}")]);
+        let _ = on_every_node(&["images", "rm", OTHER_IMAGE]);
     }
 }
 
@@ -46,8 +56,8 @@ fn on_every_node(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The cluster's spec, with the operator's own image where `image` is empty.
-fn apply(ns: &str, count: u32, image: &str) -> Result<()> {
+fn apply(ns: &str, count: u32, version: &Version) -> Result<()> {
+    let Version { image, cpu } = version;
     kubectl::apply(&format!(
         "apiVersion: curve.io/v1alpha1
 kind: CurveCluster
@@ -59,7 +69,7 @@ spec:
   - name: disks
     count: {count}
     device: {{hostPath: {HOST_PATH}, size: 1Gi}}
-    resources: {{requests: {{cpu: 20m, memory: 64Mi}}}}
+    resources: {{requests: {{cpu: {cpu}, memory: 64Mi}}}}
 "
     ))?;
     Ok(())
@@ -96,17 +106,17 @@ fn a_cluster_lives_grows_changes_and_ends_as_its_spec_says() -> Result<()> {
     let ns = namespace.0.as_str();
     let _leftovers = Leftovers(ns);
 
-    apply(ns, 3, "")?;
+    apply(ns, 3, &FIRST)?;
     wait_ready(ns, READY)?;
     let table = kubectl::run(&["-n", ns, "get", "curveclusters"])?;
     ensure!(table.contains("3/3"), "{table}");
     let sum = store_something(ns)?;
     let id = kubectl::field(ns, OBJECT, "{.status.clusterId}")?;
 
-    apply(ns, 4, "")?;
+    apply(ns, 4, &FIRST)?;
     kubectl::wait_field(ns, OBJECT, "{.status.disks}", "4/4", READY)?;
     wait_ready(ns, READY)?;
-    let shrink = apply(ns, 3, "").err().context("a shrinking count was accepted")?;
+    let shrink = apply(ns, 3, &FIRST).err().context("a shrinking count was accepted")?;
     ensure!(shrink.to_string().contains("count cannot shrink"), "{shrink}");
 
     roll(ns)?;
@@ -144,15 +154,14 @@ fn find_it_again(ns: &str, sum: &str) -> Result<()> {
     Ok(())
 }
 
-/// Another image reaches every pod, one after the other, and no two are ever away together, though
+/// Another image and other resources reach every pod, one after the other, and no two are ever away together, though
 /// the operator that began it dies.
 fn roll(ns: &str) -> Result<()> {
     let deployment = "deployment/curve-operator";
     let own = "{.spec.template.spec.containers[0].image}";
     let own = kubectl::field(RELEASE_NAMESPACE, deployment, own)?;
-    let other = format!("localhost/curve:{OTHER_TAG}");
-    on_every_node(&["images", "tag", "--force", &own, &other])?;
-    apply(ns, 4, &format!("tag: {OTHER_TAG}"))?;
+    on_every_node(&["images", "tag", "--force", &own, OTHER_IMAGE])?;
+    apply(ns, 4, &SECOND)?;
     let mut killed = false;
     let deadline = std::time::Instant::now() + ROLLED;
     loop {
@@ -160,15 +169,19 @@ fn roll(ns: &str) -> Result<()> {
         let away = 4 - ready.split(' ').filter(|status| *status == "True").count();
         ensure!(away <= 1, "{away} chunkservers are away together: {ready}");
         let images = pods(ns, "{.items[*].spec.containers[0].image}")?;
-        let done = images.split(' ').filter(|image| *image == other).count();
-        if done == 4 && away == 0 {
+        let cpu = pods(ns, "{.items[*].spec.containers[0].resources.requests.cpu}")?;
+        let done = images.split(' ').filter(|image| *image == OTHER_IMAGE).count();
+        if done == 4 && cpu == "25m 25m 25m 25m" && away == 0 {
             break;
         }
         if done > 0 && !killed {
             kill_leading_operator()?;
             killed = true;
         }
-        ensure!(std::time::Instant::now() < deadline, "after {ROLLED:?} pods run {images}");
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "after {ROLLED:?} pods run {images} with {cpu}"
+        );
         std::thread::sleep(Duration::from_millis(500));
     }
     wait_ready(ns, READY)?;
@@ -177,7 +190,7 @@ fn roll(ns: &str) -> Result<()> {
     let label = "app.kubernetes.io/component=mds";
     let image = "jsonpath={.items[*].spec.containers[0].image}";
     let images = kubectl::run(&["-n", ns, "get", "pods", "-l", label, "-o", image])?;
-    ensure!(images == [&*other; 3].join(" "), "the MDS run {images}");
+    ensure!(images == [OTHER_IMAGE; 3].join(" "), "the MDS run {images}");
     Ok(())
 }
 
@@ -205,13 +218,12 @@ fn keep_and_return(ns: &str, id: &str) -> Result<()> {
         Ok(names) => Err(names),
         Err(error) => Err(error.to_string()),
     })?;
-    let image = format!("tag: {OTHER_TAG}");
-    apply(ns, 3, &image)?;
+    apply(ns, 3, &SECOND)?;
     kubectl::wait_field(ns, OBJECT, "{.status.phase}", "Failed", READY)?;
     let message =
         kubectl::field(ns, OBJECT, "{.status.conditions[?(@.type==\"Progressing\")].message}")?;
     ensure!(message.contains("raise count to what it was"), "{message}");
-    apply(ns, 4, &image)?;
+    apply(ns, 4, &SECOND)?;
     wait_ready(ns, READY)?;
     let again = kubectl::field(ns, OBJECT, "{.status.clusterId}")?;
     ensure!(again == id, "the cluster was {id} and is {again}");

@@ -12,9 +12,11 @@ use curve_e2e::metrics::scrape;
 use curve_e2e::playground::Directory;
 use curve_e2e::{engine, wait};
 use curve_wire::pki::{Authority, Identity, Role};
+use xtask::deploy::RELEASE_NAMESPACE;
 
-/// Where the chart is installed.
-const RELEASE_NAMESPACE: &str = "curve-system";
+/// Selects the pods of Curve that run.
+const RUNNING: [&str; 4] =
+    ["-l", "app.kubernetes.io/name=curve", "--field-selector", "status.phase=Running"];
 const RECOVERED: Duration = Duration::from_secs(120);
 /// A CSI driver counts what it was asked since it started, so it must have been asked.
 const ASKED: Duration = Duration::from_secs(60);
@@ -53,7 +55,8 @@ fn issue(namespace: &str, secret: &str) -> Result<Identity> {
 fn check(pod: &Pod, tls: &Path, stranger: &Path) -> Result<()> {
     let port = pod.ports.get("metrics");
     let port = port.with_context(|| format!("{} has no port for metrics", pod.name))?;
-    let address = SocketAddr::new(pod.ip, *port);
+    let ip = pod.ip.with_context(|| format!("{} has no address", pod.name))?;
+    let address = SocketAddr::new(ip, *port);
     let (role, name, label) = expected(pod)?;
     wait::until(&format!("{name} {label} of {}", pod.name), ASKED, || {
         match scrape(address, role, tls).map(|found| found.sum(name, label)) {
@@ -82,7 +85,7 @@ fn every_pod_serves_its_metrics_to_certificates_of_its_own_authority() -> Result
         own.save(&tls)?;
         // It trusts whom it asks, so that only the other side can refuse.
         Identity { ca_pem: own.ca_pem.clone(), ..other.clone() }.save(&stranger)?;
-        for pod in kubectl::pods(namespace)? {
+        for pod in kubectl::pods(namespace, &RUNNING)?.into_iter().filter(|pod| !pod.ending) {
             check(&pod, &tls, &stranger)?;
             components.insert(pod.component);
             open += 1;

@@ -5,7 +5,7 @@
 /// Container Storage Interface.
 pub mod csi {
     /// Package `csi.v1`.
-    #[allow(
+    #[expect(
         clippy::all,
         clippy::allow_attributes_without_reason,
         reason = "generated code is not ours to style"
@@ -16,11 +16,7 @@ pub mod csi {
 }
 
 /// kubelet's plugin registration.
-#[allow(
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code is not ours to style"
-)]
+#[expect(clippy::allow_attributes_without_reason, reason = "generated code is not ours to style")]
 pub mod pluginregistration {
     tonic::include_proto!("pluginregistration");
 }

@@ -16,7 +16,7 @@ use crate::paths::Paths;
 use crate::progress::Step;
 use crate::tools::Tools;
 
-const RELEASE_NAMESPACE: &str = "curve-system";
+pub const RELEASE_NAMESPACE: &str = "curve-system";
 /// Three MDS and three chunkservers from nothing, on two busy cores.
 const READY_LIMIT: Duration = Duration::from_secs(600);
 /// What `examples/block-pvc.yaml` runs on the local cluster.

@@ -1,12 +1,6 @@
 //! What the MDS writes into its Raft log, generated from `proto/log.proto`, and the conversions
 //! between ids and bytes.
 
-#![allow(
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code is not ours to style"
-)]
-
 use bytes::Bytes;
 use curve_types::{ClusterId, DeviceId, VolumeId};
 

@@ -18,7 +18,7 @@ pub use causes::with_causes;
 
 /// Generated from `proto/curve/*.proto`.
 pub mod proto {
-    #![allow(
+    #![expect(
         clippy::all,
         clippy::allow_attributes_without_reason,
         reason = "generated code is not ours to style"

@@ -20,9 +20,6 @@ pub fn build_access(
     connections: &[Secret],
     operator_namespace: &str,
 ) -> (Vec<Role>, Vec<RoleBinding>) {
-    if connections.is_empty() {
-        return Default::default();
-    }
     let names = connections.iter().map(ResourceExt::name_any);
     let (csi, agents): (Vec<_>, Vec<_>) = names.partition(|name| *name == key.csi_secret());
     let accounts = [(key.csi_secret(), CSI_ACCOUNT, csi), (key.node_role(), AGENT_ACCOUNT, agents)];
