@@ -47,7 +47,12 @@ impl BlockMachine {
     }
 
     /// The outer error is the disk's and stops the replica; the inner one is the answer.
-    fn carry_out(&self, chunks: &Apply<'_>, command: Command) -> Result<ChunkReply, StoreError> {
+    fn carry_out(
+        &self,
+        chunks: &Apply<'_>,
+        position: LogPosition,
+        command: Command,
+    ) -> Result<ChunkReply, StoreError> {
         let admit = |range: &ChunkRange, writer| {
             self.change_state(|state| state.admit(range.key.volume, writer))
         };
@@ -70,7 +75,9 @@ impl BlockMachine {
             return Ok(Err(error));
         }
         match command {
-            Command::Write { range, data, .. } => chunks.write(range.key, range.offset, data)?,
+            Command::Write { range, data, .. } => {
+                chunks.write_payload(position, range.key, range.offset, data)?;
+            }
             Command::WriteZeroes { range, .. } => {
                 chunks.write_zeroes(range.key, range.offset, range.len)?;
             }
@@ -81,9 +88,15 @@ impl BlockMachine {
         Ok(Ok(Bytes::new()))
     }
 
-    fn execute(&self, chunks: &Apply<'_>, header: &[u8], payload: Bytes) -> io::Result<Bytes> {
+    fn execute(
+        &self,
+        chunks: &Apply<'_>,
+        position: LogPosition,
+        header: &[u8],
+        payload: Bytes,
+    ) -> io::Result<Bytes> {
         let reply = match Command::decode_parts(header, payload) {
-            Ok(command) => self.carry_out(chunks, command).map_err(io::Error::other)?,
+            Ok(command) => self.carry_out(chunks, position, command).map_err(io::Error::other)?,
             // The service lets nothing malformed through, but an answer is owed to the log.
             Err(_) => Err(ChunkError::BadRequest),
         };
@@ -95,11 +108,11 @@ impl StateMachine for BlockMachine {
     fn apply(
         &mut self,
         apply: &Apply<'_>,
-        _position: LogPosition,
+        position: LogPosition,
         header: Bytes,
         payload: Bytes,
     ) -> io::Result<Bytes> {
-        self.execute(apply, &header, payload)
+        self.execute(apply, position, &header, payload)
     }
 
     fn state(&self) -> Bytes {

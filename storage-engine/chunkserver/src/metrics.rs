@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     used: Gauge,
     wal_size: Gauge,
     wal_used: Gauge,
+    log_payload: Gauge,
     copysets: Gauge,
     leaders: Gauge,
     stopped: Gauge,
@@ -75,6 +76,7 @@ impl Default for Metrics {
             used: Gauge::default(),
             wal_size: Gauge::default(),
             wal_used: Gauge::default(),
+            log_payload: Gauge::default(),
             copysets: Gauge::default(),
             leaders: Gauge::default(),
             stopped: Gauge::default(),
@@ -98,6 +100,8 @@ impl Metrics {
         bytes(registry, "used", "Bytes of chunk data stored", &self.used);
         bytes(registry, "wal_size", "Bytes of the write-ahead log", &self.wal_size);
         bytes(registry, "wal_used", "Bytes of the write-ahead log in use", &self.wal_used);
+        let help = "Bytes of data blocks that log entries refer to";
+        bytes(registry, "log_payload", help, &self.log_payload);
         registry.register("copysets", "Replicas here", self.copysets.clone());
         registry.register("leaders", "Replicas here that lead", self.leaders.clone());
         registry.register("stopped", "Replicas here that failed", self.stopped.clone());
@@ -125,6 +129,7 @@ impl Metrics {
         set(&self.used, usage.data_blocks_used * BLOCK_SIZE);
         set(&self.wal_size, usage.wal_bytes_total);
         set(&self.wal_used, usage.wal_bytes_used);
+        set(&self.log_payload, usage.data_blocks_logged * BLOCK_SIZE);
         set(&self.copysets, reports.len() as u64);
         set(&self.leaders, reports.iter().filter(|report| report.is_leader).count() as u64);
         set(&self.stopped, reports.iter().filter(|report| report.failure.is_some()).count() as u64);

@@ -48,8 +48,7 @@ impl LogRoom {
     }
 
     pub fn is_urgent(&self) -> bool {
-        let usage = self.store.usage();
-        usage.wal_bytes_used >= usage.wal_bytes_total / 16 * URGENT
+        self.store.usage().log_sixteenths() >= URGENT
     }
 
     fn admit(&self, bytes: usize, sixteenths: u64) -> Option<Admitted> {

@@ -1,95 +1,149 @@
-//! Which blocks of the data area are free. Pure memory: rebuilt from the checkpoint at open.
+//! Which blocks of the data area are free. Pure memory: rebuilt from checkpoint and log at open.
+//!
+//! A block may have two holders at once: the log, as an entry's payload, from the append on until
+//! the entry is dropped for good; and a chunk table, from the moment the entry is applied until the
+//! block is superseded. It is free when neither holds it.
 
-/// Bitmap with a moving cursor, so that blocks written together lie together.
+/// Who needs a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Holder {
+    Table,
+    Log,
+}
+
+/// Two bitmaps with a moving cursor, so that blocks written together lie together.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    /// One bit per block, set when taken.
-    words: Vec<u64>,
+    /// One bit per block, set when held; the bits past the last block are set for the table.
+    table: Vec<u64>,
+    log: Vec<u64>,
     blocks: u32,
     free: u32,
+    logged: u32,
     /// Where the next search starts.
     cursor: u32,
 }
 
 impl Allocator {
     pub fn new(blocks: u32) -> Self {
-        let mut words = vec![0; (blocks as usize).div_ceil(64)];
+        let words = (blocks as usize).div_ceil(64);
+        let mut table = vec![0; words];
         if !blocks.is_multiple_of(64)
-            && let Some(last) = words.last_mut()
+            && let Some(last) = table.last_mut()
         {
             *last = u64::MAX << (blocks % 64);
         }
-        Self { words, blocks, free: blocks, cursor: 0 }
+        Self { table, log: vec![0; words], blocks, free: blocks, logged: 0, cursor: 0 }
     }
 
     pub fn free_blocks(&self) -> u64 {
         u64::from(self.free)
     }
 
-    /// Marks one block as taken; false if there is no such block or it is taken already.
-    pub fn claim(&mut self, block: u32) -> bool {
-        if block >= self.blocks || self.taken(block) {
+    /// Blocks that the log holds, whether or not a table holds them too.
+    pub fn logged_blocks(&self) -> u64 {
+        u64::from(self.logged)
+    }
+
+    /// Notes a holder; false if there is no such block or it is that holder's already.
+    pub fn claim(&mut self, block: u32, holder: Holder) -> bool {
+        if block >= self.blocks || self.holds(block, holder) {
             return false;
         }
-        self.set(block);
+        self.set(block, holder);
         true
     }
 
-    /// Takes a run of 1 to `max` neighbouring blocks; None when nothing is free.
-    pub fn take_run(&mut self, max: u32) -> Option<(u32, u32)> {
+    /// Takes a run of 1 to `max` neighbouring free blocks; None when nothing is free.
+    pub fn take_run(&mut self, max: u32, holder: Holder) -> Option<(u32, u32)> {
         let start = self.next_free(self.cursor).or_else(|| self.next_free(0))?;
         let mut len = 0;
         while len < max && start + len < self.blocks && !self.taken(start + len) {
-            self.set(start + len);
+            self.set(start + len, holder);
             len += 1;
         }
         self.cursor = start + len;
         Some((start, len))
     }
 
-    pub fn release(&mut self, block: u32) {
-        assert!(block < self.blocks && self.taken(block), "block {block} is released twice");
-        self.words[block as usize / 64] &= !(1 << (block % 64));
-        self.free += 1;
+    pub fn release(&mut self, block: u32, holder: Holder) {
+        let held = block < self.blocks && self.holds(block, holder);
+        assert!(held, "block {block} is released twice by {holder:?}");
+        self.words(holder)[block as usize / 64] &= !(1 << (block % 64));
+        self.logged -= u32::from(holder == Holder::Log);
+        self.free += u32::from(!self.taken(block));
+    }
+
+    fn words(&mut self, holder: Holder) -> &mut [u64] {
+        match holder {
+            Holder::Table => &mut self.table,
+            Holder::Log => &mut self.log,
+        }
+    }
+
+    fn holds(&self, block: u32, holder: Holder) -> bool {
+        let words = match holder {
+            Holder::Table => &self.table,
+            Holder::Log => &self.log,
+        };
+        words[block as usize / 64] >> (block % 64) & 1 != 0
     }
 
     fn taken(&self, block: u32) -> bool {
-        self.words[block as usize / 64] >> (block % 64) & 1 != 0
+        self.holds(block, Holder::Table) || self.holds(block, Holder::Log)
     }
 
-    fn set(&mut self, block: u32) {
-        self.words[block as usize / 64] |= 1 << (block % 64);
-        self.free -= 1;
+    fn set(&mut self, block: u32, holder: Holder) {
+        self.free -= u32::from(!self.taken(block));
+        self.logged += u32::from(holder == Holder::Log);
+        self.words(holder)[block as usize / 64] |= 1 << (block % 64);
     }
 
     fn next_free(&self, from: u32) -> Option<u32> {
         let first = from as usize / 64;
-        let masked = self.words.get(first).map(|w| w | ((1u64 << (from % 64)) - 1))?;
+        let held = |index: usize| Some(self.table.get(index)? | self.log[index]);
+        let masked = held(first)? | ((1u64 << (from % 64)) - 1);
         if masked != u64::MAX {
             return Some(first as u32 * 64 + masked.trailing_ones());
         }
-        let rest = self.words.iter().enumerate().skip(first + 1);
-        let (index, word) = rest.into_iter().find(|(_, w)| **w != u64::MAX)?;
+        let (index, word) = (first + 1..self.table.len())
+            .filter_map(|index| Some((index, held(index)?)))
+            .find(|(_, word)| *word != u64::MAX)?;
         Some(index as u32 * 64 + word.trailing_ones())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Holder::{Log, Table};
     use super::*;
 
     #[test]
     fn every_block_is_given_out_exactly_once() {
         let mut allocator = Allocator::new(150);
-        assert!(allocator.claim(70) && !allocator.claim(70) && !allocator.claim(150));
-        let mut seen = vec![70];
-        while let Some((start, len)) = allocator.take_run(13) {
+        assert!(allocator.claim(70, Table) && !allocator.claim(70, Table));
+        assert!(!allocator.claim(150, Table) && allocator.claim(71, Log));
+        let mut seen = vec![70, 71];
+        while let Some((start, len)) = allocator.take_run(13, Table) {
             seen.extend(start..start + len);
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..150).collect::<Vec<_>>());
         assert_eq!(allocator.free_blocks(), 0);
-        allocator.release(33);
-        assert_eq!(allocator.take_run(8), Some((33, 1)));
+        allocator.release(33, Table);
+        assert_eq!(allocator.take_run(8, Log), Some((33, 1)));
+    }
+
+    #[test]
+    fn a_block_is_free_when_its_last_holder_lets_go() {
+        for [first, second] in [[Table, Log], [Log, Table]] {
+            let mut allocator = Allocator::new(1);
+            assert!(allocator.claim(0, Table) && allocator.claim(0, Log));
+            assert_eq!((allocator.free_blocks(), allocator.logged_blocks()), (0, 1));
+            allocator.release(0, first);
+            assert_eq!((allocator.free_blocks(), allocator.take_run(1, Log)), (0, None));
+            allocator.release(0, second);
+            assert_eq!((allocator.free_blocks(), allocator.logged_blocks()), (1, 0));
+        }
     }
 }

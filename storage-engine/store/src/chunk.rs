@@ -20,6 +20,24 @@ pub(crate) struct BlockAddr {
 /// Never a block number: the data area is smaller.
 const VACANT: BlockAddr = BlockAddr { block: u32::MAX, crc: 0 };
 
+/// A block that is applied and must still be read from memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct InMemory {
+    /// Always 4096.
+    pub bytes: Bytes,
+    /// Where the log's write of these bytes puts them. None if the flusher is to find a place.
+    pub home: Option<BlockAddr>,
+}
+
+impl InMemory {
+    fn displaced(self) -> Displaced {
+        match self.home {
+            None => Displaced::Memory,
+            Some(home) => Displaced::Both(home.block),
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Table {
     Sparse(Vec<(u16, BlockAddr)>),
@@ -30,7 +48,7 @@ enum Table {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
     Hole,
-    /// Applied, not yet flushed; always 4096 bytes.
+    /// Applied, and not known to be on the device; always 4096 bytes.
     Memory(Bytes),
     Device(BlockAddr),
 }
@@ -39,7 +57,7 @@ pub(crate) enum Place {
 /// the same chunk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Chunk {
-    overlay: BTreeMap<u16, Bytes>,
+    overlay: BTreeMap<u16, InMemory>,
     table: Table,
 }
 
@@ -49,6 +67,8 @@ pub(crate) enum Displaced {
     Nothing,
     Memory,
     Device(u32),
+    /// In memory, with a place on the device that was its own.
+    Both(u32),
 }
 
 impl Default for Chunk {
@@ -74,13 +94,13 @@ impl Chunk {
         !self.overlay.is_empty()
     }
 
-    pub fn overlay(&self) -> impl Iterator<Item = (u16, &Bytes)> {
+    pub fn overlay(&self) -> impl Iterator<Item = (u16, &InMemory)> {
         self.overlay.iter().map(|(i, b)| (*i, b))
     }
 
     pub fn place(&self, index: u16) -> Place {
         match self.overlay.get(&index) {
-            Some(bytes) => Place::Memory(bytes.clone()),
+            Some(block) => Place::Memory(block.bytes.clone()),
             None => self.device(index).map_or(Place::Hole, Place::Device),
         }
     }
@@ -112,25 +132,32 @@ impl Chunk {
     }
 
     /// Puts a block into memory.
-    pub fn write(&mut self, index: u16, bytes: Bytes) -> Displaced {
-        debug_assert_eq!(bytes.len() as u64, curve_types::BLOCK_SIZE);
-        match self.overlay.insert(index, bytes) {
-            Some(_) => Displaced::Memory,
+    pub fn write(&mut self, index: u16, block: InMemory) -> Displaced {
+        debug_assert_eq!(block.bytes.len() as u64, curve_types::BLOCK_SIZE);
+        match self.overlay.insert(index, block) {
+            Some(old) => old.displaced(),
             None => self.remove_device(index),
         }
+    }
+
+    /// Makes a block one that is on the device.
+    pub fn adopt(&mut self, index: u16, addr: BlockAddr) -> Displaced {
+        let displaced = self.clear(index);
+        self.set_device(index, addr);
+        displaced
     }
 
     /// Makes a block a hole.
     pub fn clear(&mut self, index: u16) -> Displaced {
         match self.overlay.remove(&index) {
-            Some(_) => Displaced::Memory,
+            Some(old) => old.displaced(),
             None => self.remove_device(index),
         }
     }
 
     /// Whether the block in memory is still these very bytes.
     pub fn holds(&self, index: u16, bytes: &Bytes) -> bool {
-        self.overlay.get(&index).is_some_and(|b| b.as_ptr() == bytes.as_ptr())
+        self.overlay.get(&index).is_some_and(|b| b.bytes.as_ptr() == bytes.as_ptr())
     }
 
     /// The block in memory is now at `addr`.
@@ -204,9 +231,15 @@ mod tests {
         assert_eq!(chunk.clear(5), Displaced::Device(12));
         assert_eq!(chunk.clear(5), Displaced::Nothing);
         let bytes = Bytes::from(vec![1; 4096]);
-        assert_eq!(chunk.write(6, bytes.clone()), Displaced::Device(13));
+        let home = Some(addr(90));
+        let block = InMemory { bytes: bytes.clone(), home };
+        assert_eq!(chunk.write(6, InMemory { home: None, ..block.clone() }), Displaced::Device(13));
+        assert_eq!(chunk.write(6, block.clone()), Displaced::Memory);
+        assert_eq!(chunk.adopt(6, addr(6)), Displaced::Both(97));
+        assert_eq!(chunk.write(6, block), Displaced::Device(13));
         assert!(chunk.holds(6, &bytes) && !chunk.holds(6, &Bytes::from(vec![1; 4096])));
         chunk.flushed(6, addr(90));
+        assert!(!chunk.has_overlay());
         assert_eq!(chunk.place(6), Place::Device(addr(90)));
         assert_eq!((chunk.len(), chunk.occupied().len()), (BLOCKS - 1, BLOCKS - 1));
     }

@@ -69,7 +69,9 @@ impl Core {
             data_blocks_free: data.free_blocks(),
             data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
             data_blocks_pinned: data.pinned.load(Ordering::Relaxed),
-            data_blocks_reserve: self.reserve_blocks(),
+            data_blocks_reserve: data.flush_reserve() + data.logged_max(),
+            data_blocks_logged: data.logged_blocks(),
+            data_blocks_logged_max: data.logged_max(),
             wal_bytes_total: self.wal.len,
             wal_bytes_used: self.wal.used(),
             overlay_bytes: data.overlay.bytes(),
@@ -97,11 +99,6 @@ impl Core {
         self.wal.wake();
         self.data.overlay.wake();
         self.upkeep.wake();
-    }
-
-    /// Blocks that a checkpoint must be able to find for what is in memory.
-    pub fn reserve_blocks(&self) -> u64 {
-        self.data.overlay.bytes_max / curve_types::BLOCK_SIZE * 3
     }
 
     pub fn is_failed(&self) -> bool {

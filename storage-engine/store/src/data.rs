@@ -9,13 +9,19 @@ use curve_types::BLOCK_SIZE;
 
 use crate::StoreError;
 use crate::aligned::AlignedBuf;
-use crate::alloc::Allocator;
+use crate::alloc::{Allocator, Holder};
 use crate::chunk::BlockAddr;
 use crate::codec::crc32c;
 use crate::health::Device;
 
 /// Blocks of one flush write.
 const RUN_BLOCKS_MAX: usize = 256;
+/// The log may hold this part of the data area as payloads, up to `LOGGED_BYTES_MAX`: room that no
+/// volume gets, and that bounds what a member can catch up on from the log.
+const LOGGED_PART: u64 = 16;
+const LOGGED_BYTES_MAX: u64 = 4 << 30;
+/// A checkpoint is due when it would free this part of the data area.
+const RECLAIM_PART: u64 = 32;
 
 pub(crate) struct DataArea {
     pub device: Arc<Device>,
@@ -68,13 +74,44 @@ impl DataArea {
         self.alloc.lock().unwrap_or_else(PoisonError::into_inner).free_blocks()
     }
 
-    fn device_offset(&self, block: u32) -> u64 {
+    /// Blocks that the log holds as payloads.
+    pub fn logged_blocks(&self) -> u64 {
+        self.alloc.lock().unwrap_or_else(PoisonError::into_inner).logged_blocks()
+    }
+
+    /// Most blocks that the log may hold.
+    pub fn logged_max(&self) -> u64 {
+        (self.blocks_total / LOGGED_PART).min(LOGGED_BYTES_MAX / BLOCK_SIZE)
+    }
+
+    /// Blocks that a checkpoint must be able to find for what is in memory: a full overlay, what
+    /// it supersedes, and what is written while the checkpoint runs.
+    pub fn flush_reserve(&self) -> u64 {
+        self.overlay.bytes_max / BLOCK_SIZE * 3
+    }
+
+    /// Superseded blocks that the next checkpoint will release.
+    pub fn reclaimable(&self) -> u64 {
+        let pending = self.pending.load(Ordering::Relaxed);
+        pending.saturating_sub(self.pinned.load(Ordering::Relaxed))
+    }
+
+    /// Whether enough waits for a checkpoint to write one for it.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.reclaimable() > self.blocks_total / RECLAIM_PART
+    }
+
+    pub fn device_offset(&self, block: u32) -> u64 {
         self.offset + u64::from(block) * BLOCK_SIZE
     }
 
-    /// Reads neighbouring blocks. Checksums are the caller's business.
-    pub fn read(&self, block: u32, buf: &mut [u8]) -> Result<(), StoreError> {
-        self.device.read("read data", buf, self.device_offset(block))
+    /// As the function of that name.
+    pub fn read_verified(
+        &self,
+        addrs: &[BlockAddr],
+        buf: &mut [u8],
+    ) -> Result<Option<usize>, StoreError> {
+        read_verified(&self.device, self.offset, addrs, buf)
     }
 
     /// Writes blocks to fresh places, in runs as long as free space allows, and tells `placed`
@@ -87,7 +124,10 @@ impl DataArea {
         let mut at = 0;
         while at < blocks.len() {
             let want = (blocks.len() - at).min(RUN_BLOCKS_MAX) as u32;
-            let run = self.alloc.lock().unwrap_or_else(PoisonError::into_inner).take_run(want);
+            let run = {
+                let mut alloc = self.alloc.lock().unwrap_or_else(PoisonError::into_inner);
+                alloc.take_run(want, Holder::Table)
+            };
             let Some((start, len)) = run else {
                 let what = format!(
                     "no free block for applied data: {} in use, {} superseded but held by the \
@@ -114,6 +154,27 @@ impl DataArea {
     }
 }
 
+/// Reads blocks of the data area that begins at `offset` into `buf`, neighbours at once. The answer
+/// is the first of them whose bytes do not match their checksum, if any.
+pub(crate) fn read_verified(
+    device: &Device,
+    offset: u64,
+    addrs: &[BlockAddr],
+    buf: &mut [u8],
+) -> Result<Option<usize>, StoreError> {
+    let mut at = 0;
+    while let Some(first) = addrs.get(at) {
+        let follows =
+            |(i, addr): &(usize, &BlockAddr)| addr.block as usize == first.block as usize + i;
+        let run = addrs[at..].iter().enumerate().take_while(follows).count();
+        let bytes = &mut buf[at * BLOCK_SIZE as usize..(at + run) * BLOCK_SIZE as usize];
+        device.read("read data", bytes, offset + u64::from(first.block) * BLOCK_SIZE)?;
+        at += run;
+    }
+    let mut blocks = addrs.iter().zip(buf.chunks_exact(BLOCK_SIZE as usize));
+    Ok(blocks.position(|(addr, bytes)| crc32c(bytes) != addr.crc))
+}
+
 /// Counts blocks in memory and makes appliers wait for the flusher.
 pub(crate) struct Overlay {
     pub bytes_max: u64,
@@ -136,8 +197,8 @@ impl Overlay {
         self.bytes() > self.bytes_max / 2
     }
 
-    pub fn add_block(&self) {
-        self.bytes.fetch_add(BLOCK_SIZE, Ordering::Relaxed);
+    pub fn add_blocks(&self, count: u64) {
+        self.bytes.fetch_add(count * BLOCK_SIZE, Ordering::Relaxed);
     }
 
     pub fn remove_blocks(&self, count: u64) {

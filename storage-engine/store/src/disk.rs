@@ -5,6 +5,7 @@ use std::io;
 mod file;
 #[cfg(feature = "sim")]
 mod sim;
+mod uring;
 
 pub use file::FileDisk;
 #[cfg(feature = "sim")]
@@ -27,6 +28,10 @@ pub trait Disk: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `buf` at `offset`.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes several buffers, each at its offset, in any order; at once where the disk can.
+    fn write_all_at(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {
+        writes.iter().try_for_each(|(offset, buf)| self.write_at(buf, *offset))
+    }
     /// Makes every write that has returned durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -42,6 +47,10 @@ impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         (**self).write_at(buf, offset)
+    }
+
+    fn write_all_at(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {
+        (**self).write_all_at(writes)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId, VolumeId};
 
 use crate::core::{Core, Switch};
-use crate::log::index::{Loc, LogIndex, Slot, check_entries};
-use crate::space::{ChunkMap, Pin, Space, places, read_places};
+use crate::log::index::{Loc, LogIndex, Placed, Slot, check_entries};
+use crate::payload::{self, Blocks};
+use crate::space::{ChunkMap, Pin, Space, check_range, places, read_places};
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
@@ -101,10 +102,23 @@ impl GroupInner {
         if truncate.is_none() {
             core.wal.written(0, cost);
         }
-        core.queue.push(truncate.into_iter().chain([Record::Purge(applied)]).map(|record| {
-            Queued { job: Job::Record { group: self.id, record }, reserved: cost, done: None }
-        }));
+        let purge = Job::Record { group: self.id, record: Record::Purge(applied) };
+        let purge = Queued { freed: log.take_freed(), ..Queued::new(purge, cost) };
+        let truncate =
+            truncate.map(|record| Queued::new(Job::Record { group: self.id, record }, cost));
+        core.queue.push(truncate.into_iter().chain([purge]));
         Ok(())
+    }
+
+    /// A durable checkpoint contains `applied`.
+    pub fn checkpointed(&self, core: &Core, applied: Option<LogPosition>) {
+        let mut log = self.log();
+        log.checkpointed(applied);
+        let freed = log.take_freed();
+        if !freed.is_empty() {
+            // In the queue's order: the purge that dropped them may still be on its way.
+            core.queue.push([Queued { freed, ..Queued::new(Job::Nothing, 0) }]);
+        }
     }
 
     fn provide(&self, provider: &Arc<dyn StateProvider>) {
@@ -161,24 +175,36 @@ impl Group {
         let core = self.core();
         check_entries(None, &entries)?;
         core.queue.wait_for_room(&core.device)?;
-        let costs: Vec<u64> =
-            entries.iter().map(|entry| WalSpace::cost(entry_record_len(entry))).collect();
+        let placed: Vec<Option<Blocks>> =
+            entries.iter().map(|entry| payload::place(&core.data, &entry.payload)).collect();
+        let let_go = |placed: Vec<Option<Blocks>>| {
+            let placed: Vec<Blocks> = placed.into_iter().flatten().collect();
+            payload::let_go(&core.data, &placed);
+        };
+        let cost = |(entry, blocks): (&LogEntry, &Option<Blocks>)| {
+            WalSpace::cost(entry_record_len(entry, blocks.as_ref()))
+        };
+        let costs: Vec<u64> = entries.iter().zip(&placed).map(cost).collect();
         let total = costs.iter().sum();
-        core.reserve(total, Purpose::Entries)?;
+        if let Err(error) = core.reserve(total, Purpose::Entries) {
+            let_go(placed);
+            return Err(error);
+        }
         let mut log = self.inner.log();
         if let Err(error) = self.appendable(&log, &entries) {
             core.wal.written(0, total);
+            let_go(placed);
             return Err(error);
         }
         let mut queued: Vec<Queued> = Vec::with_capacity(entries.len() + 1);
-        for (entry, reserved) in entries.into_iter().zip(costs) {
-            let id = log.push(entry.position, entry.len(), None, Some(entry.clone()));
-            let job = Job::Entry { id, group: self.inner.clone(), entry };
-            queued.push(Queued { job, reserved, done: None });
+        for ((entry, blocks), reserved) in entries.into_iter().zip(placed).zip(costs) {
+            let id = log.push(entry.position, entry.len(), Some(entry.clone()), blocks.clone());
+            let job = Job::Entry { id, group: self.inner.clone(), entry, blocks };
+            queued.push(Queued::new(job, reserved));
         }
         match queued.last_mut() {
             Some(last) => last.done = Some(done),
-            None => queued.push(Queued { job: Job::Nothing, reserved: 0, done: Some(done) }),
+            None => queued.push(Queued { done: Some(done), ..Queued::new(Job::Nothing, 0) }),
         }
         core.queue.push(queued);
         Ok(())
@@ -241,7 +267,7 @@ impl Group {
             return Err((error, done));
         }
         let job = Job::Record { group: self.id(), record };
-        core.queue.push([Queued { job, reserved, done: Some(done) }]);
+        core.queue.push([Queued { job, reserved, freed: log.take_freed(), done: Some(done) }]);
         Ok(())
     }
 
@@ -285,7 +311,8 @@ impl Group {
                     .and_then(|(record, _)| Ok((record.group, record.entry()?)));
                 match entry {
                     Ok((group, entry)) if group == self.id() && entry.position == slot.position => {
-                        Ok(entry)
+                        let Some(blocks) = &slot.blocks else { return Ok(entry) };
+                        Ok(LogEntry { payload: payload::read(&self.core().data, blocks)?, ..entry })
                     }
                     other => {
                         let why = other.err().map_or("another record is there", |e| e.0);
@@ -407,6 +434,29 @@ impl Apply<'_> {
         self.space.write(key, offset, data)
     }
 
+    /// As `write`, of the payload with which the entry at `position` was appended. If that went to
+    /// blocks of its own, the chunk takes them over and nothing is written a second time.
+    pub fn write_payload(
+        &self,
+        position: LogPosition,
+        key: ChunkKey,
+        offset: u32,
+        payload: Bytes,
+    ) -> Result<(), StoreError> {
+        let placed = self.group.inner.log().placed(position);
+        if let Some(Placed { blocks, durable }) = placed
+            && u64::from(offset).is_multiple_of(BLOCK_SIZE)
+            && payload.len() as u64 == blocks.len() as u64 * BLOCK_SIZE
+        {
+            check_range(offset, payload.len() as u64)?;
+            let first = (u64::from(offset) / BLOCK_SIZE) as u16;
+            if self.space.adopt(key, first, &blocks, (!durable).then_some(&payload)) {
+                return Ok(());
+            }
+        }
+        self.write(key, offset, payload)
+    }
+
     /// Makes the range read as zeroes; whole blocks become holes.
     pub fn write_zeroes(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
         self.space.write_zeroes(key, offset, len)
@@ -434,7 +484,7 @@ impl Apply<'_> {
 impl Drop for Apply<'_> {
     fn drop(&mut self) {
         let core = self.group.core();
-        if core.data.overlay.wants_flush() {
+        if core.data.overlay.wants_flush() || core.data.wants_checkpoint() {
             core.upkeep.request_flush();
         }
     }

@@ -87,6 +87,15 @@ impl Device {
             .map_err(|source| self.fail(StoreError::io(step, offset, source)))
     }
 
+    /// Writes all of several ranges, in any order.
+    pub fn write_all(&self, step: &'static str, writes: &[(u64, &[u8])]) -> Result<(), StoreError> {
+        self.check()?;
+        let offset = writes.first().map_or(0, |(offset, _)| *offset);
+        self.disk
+            .write_all_at(writes)
+            .map_err(|source| self.fail(StoreError::io(step, offset, source)))
+    }
+
     pub fn sync(&self, step: &'static str) -> Result<(), StoreError> {
         self.check()?;
         self.disk.sync().map_err(|source| self.fail(StoreError::io(step, 0, source)))

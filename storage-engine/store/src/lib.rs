@@ -15,6 +15,7 @@ mod error;
 mod group;
 mod health;
 mod log;
+mod payload;
 mod recover;
 mod root;
 mod space;

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use curve_types::CopysetId;
+use curve_types::{BLOCK_SIZE, CopysetId};
 
-use crate::alloc::Allocator;
+use crate::aligned::AlignedBuf;
+use crate::alloc::{Allocator, Holder};
 use crate::checkpoint::{self, ReadError};
 use crate::codec::{Get, Malformed};
+use crate::data::read_verified;
 use crate::disk::Disk;
+use crate::health::Device;
 use crate::log::LogPosition;
 use crate::log::index::{Loc, LogIndex};
 use crate::root::Root;
 use crate::space::ChunkMap;
-use crate::wal::format::{Found, RawRecord, Record};
+use crate::wal::format::{Found, FoundEntry, RawRecord, Record};
 use crate::wal::ring::Ring;
 use crate::wal::scan::{End, scan};
 use crate::wal::writer::{Capture, WalGroup};
@@ -41,16 +44,34 @@ pub(crate) struct Recovery {
 }
 
 pub(crate) fn recover(
-    disk: &dyn Disk,
+    device: &Device,
     superblock: &Superblock,
     root: &Root,
     ring: &Ring,
 ) -> Result<Recovery, StoreError> {
-    let mut replay = Replay::from_checkpoint(disk, superblock, root)?;
-    let end = scan(ring, superblock.salt(), root, |batch, at, len, record| {
+    let mut replay = Replay::from_checkpoint(device.disk(), superblock, root)?;
+    let whole = |record: &RawRecord<'_>| payload_is_whole(device, superblock, record);
+    let end = scan(ring, superblock.salt(), root, whole, |batch, at, len, record| {
         replay.on_record(Loc { batch, at, len }, record)
     })?;
     replay.finish(end)
+}
+
+/// Whether the payload that a record refers to, if it does, is what was to be written there.
+fn payload_is_whole(
+    device: &Device,
+    superblock: &Superblock,
+    record: &RawRecord<'_>,
+) -> Result<bool, StoreError> {
+    let Ok(Found::Entry(FoundEntry { blocks: Some(blocks), .. })) = record.decode() else {
+        return Ok(true);
+    };
+    let layout = &superblock.layout;
+    if blocks.iter().any(|addr| u64::from(addr.block) >= layout.data_blocks) {
+        return Ok(false);
+    }
+    let mut buf = AlignedBuf::take(blocks.len() * BLOCK_SIZE as usize);
+    Ok(read_verified(device, layout.data_offset, &blocks, &mut buf)?.is_none())
 }
 
 struct Replay {
@@ -95,7 +116,7 @@ impl Replay {
         for _ in 0..reader.u32()? {
             let (id, meta) = reader.group()?;
             let alloc = &mut self.alloc;
-            let chunks = reader.chunks(|block| match alloc.claim(block) {
+            let chunks = reader.chunks(|block| match alloc.claim(block, Holder::Table) {
                 true => Ok(()),
                 false => Err(Malformed("a device block is out of range or used twice")),
             })?;
@@ -125,10 +146,7 @@ impl Replay {
             StoreError::corrupt(format!("log record at position {}: {}", loc.start(), why.0))
         })?;
         match found {
-            Found::Entry { position, header_len, payload_len, .. } => {
-                let len = (header_len + payload_len) as usize;
-                self.on_entry(id, position, len, loc);
-            }
+            Found::Entry(entry) => self.on_entry(id, entry, loc),
             Found::Record(record) => self.on_change(id, &record, loc.start()),
         }
         Ok(())
@@ -141,7 +159,8 @@ impl Replay {
         (lsn >= known.first_lsn).then_some(&mut found.log)
     }
 
-    fn on_entry(&mut self, id: CopysetId, position: LogPosition, len: usize, loc: Loc) {
+    fn on_entry(&mut self, id: CopysetId, entry: FoundEntry, loc: Loc) {
+        let (position, len) = (entry.position, entry.len());
         let purged = self.wal.groups.get(&id).and_then(|known| known.last_purged);
         let Some(log) = self.log_at(id, loc.start()) else { return };
         let state = log.state();
@@ -161,7 +180,7 @@ impl Replay {
             }
             _ => {}
         }
-        log.push(position, len, Some(loc), None);
+        log.push_recovered(position, len, loc, entry.blocks);
     }
 
     fn on_change(&mut self, id: CopysetId, record: &Record, lsn: u64) {
@@ -209,6 +228,17 @@ impl Replay {
             found.log.finish_recovery(purged).map_err(|why| {
                 StoreError::corrupt(format!("the log of copyset {id} has a hole: {why}"))
             })?;
+            // Whoever dropped them while they were written has let them go.
+            drop(found.log.take_freed());
+            let alloc = &mut self.alloc;
+            let mut addrs = found.log.payloads().flat_map(|blocks| blocks.iter());
+            if let Some(addr) = addrs.find(|addr| !alloc.claim(addr.block, Holder::Log)) {
+                let block = addr.block;
+                return Err(StoreError::corrupt(format!(
+                    "the log of copyset {id} refers to block {block}, which is out of range or \
+                     another entry's"
+                )));
+            }
         }
         let next = Capture {
             lsn: end.lsn,

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
 
 use crate::StoreError;
 use crate::aligned::AlignedBuf;
-use crate::chunk::{Chunk, Displaced, Place};
-use crate::codec::crc32c;
+use crate::alloc::Holder;
+use crate::chunk::{BlockAddr, Chunk, Displaced, InMemory, Place};
 use crate::data::DataArea;
 
 const BLOCK: u32 = BLOCK_SIZE as u32;
@@ -35,11 +35,39 @@ struct Reclaim {
     pending: VecDeque<(u64, u32)>,
 }
 
-/// A block in memory that the flusher is to write.
+/// A block in memory that the flusher is to bring to the device.
 pub(crate) struct DirtyBlock {
     pub key: ChunkKey,
     pub index: u16,
-    pub bytes: Bytes,
+    pub block: InMemory,
+}
+
+impl DirtyBlock {
+    /// Whether the log's own write brings it there.
+    pub fn has_home(&self) -> bool {
+        self.block.home.is_some()
+    }
+}
+
+/// What changed blocks displaced, counted.
+#[derive(Default)]
+struct Tally {
+    /// Blocks that were no holes before.
+    occupied: u64,
+    /// Blocks that have left memory.
+    in_memory: u64,
+    superseded: Vec<u32>,
+}
+
+impl Tally {
+    fn note(&mut self, displaced: Displaced) {
+        self.occupied += u64::from(displaced != Displaced::Nothing);
+        self.in_memory += u64::from(matches!(displaced, Displaced::Memory | Displaced::Both(_)));
+        match displaced {
+            Displaced::Device(block) | Displaced::Both(block) => self.superseded.push(block),
+            Displaced::Nothing | Displaced::Memory => {}
+        }
+    }
 }
 
 pub(crate) struct Space {
@@ -82,7 +110,7 @@ impl Space {
         self.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tables_mut(&self) -> std::sync::RwLockWriteGuard<'_, Tables> {
+    fn tables_mut(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,29 +133,30 @@ impl Space {
         let mut blocks = Vec::new();
         dirty.retain(|key| {
             let Some(chunk) = chunks.get(key) else { return false };
-            blocks.extend(chunk.overlay().map(|(index, bytes)| DirtyBlock {
+            blocks.extend(chunk.overlay().map(|(index, block)| DirtyBlock {
                 key: *key,
                 index,
-                bytes: bytes.clone(),
+                block: block.clone(),
             }));
             chunk.has_overlay()
         });
         blocks
     }
 
-    /// Tells the tables where the flusher put blocks. One that changed meanwhile keeps its newer
-    /// bytes, and the written block is superseded at once.
-    pub fn flushed(&self, placed: &[(DirtyBlock, crate::chunk::BlockAddr)]) {
+    /// Tells the tables where blocks are now. One that changed meanwhile keeps its newer bytes, and
+    /// the block that the flusher wrote is superseded at once (one with a home was, by the change).
+    pub fn flushed(&self, placed: &[(DirtyBlock, BlockAddr)]) {
         let mut tables = self.tables_mut();
         let mut left_memory = 0;
         let mut superseded = Vec::new();
         for (block, addr) in placed {
             let chunk = tables.chunks.get_mut(&block.key);
-            match chunk.filter(|c| c.holds(block.index, &block.bytes)) {
+            match chunk.filter(|c| c.holds(block.index, &block.block.bytes)) {
                 Some(chunk) => {
                     Arc::make_mut(chunk).flushed(block.index, *addr);
                     left_memory += 1;
                 }
+                None if block.has_home() => {}
                 None => superseded.push(addr.block),
             }
         }
@@ -155,7 +184,8 @@ impl Space {
         let count = reclaim.pending.partition_point(|(tick, _)| *tick < oldest);
         {
             let mut alloc = self.data.alloc.lock().unwrap_or_else(PoisonError::into_inner);
-            reclaim.pending.drain(..count).for_each(|(_, block)| alloc.release(block));
+            let released = reclaim.pending.drain(..count);
+            released.for_each(|(_, block)| alloc.release(block, Holder::Table));
         }
         self.data.pending.fetch_sub(count as u64, Ordering::Relaxed);
         reclaim.pending.partition_point(|(tick, _)| *tick < checkpoint) as u64
@@ -180,6 +210,8 @@ impl Space {
         for chunk in chunks {
             all += chunk.len() as u64;
             in_memory += chunk.overlay().count() as u64;
+            let homes = chunk.overlay().filter_map(|(_, block)| block.home);
+            on_device.extend(homes.map(|addr| addr.block));
             on_device.extend(chunk.device_blocks().map(|(_, addr)| addr.block));
         }
         self.supersede(on_device);
@@ -212,38 +244,81 @@ impl Space {
                     merged.freeze()
                 }
             };
-            blocks.push((index as u16, whole));
+            blocks.push((index as u16, InMemory { bytes: whole, home: None }));
             at = stop;
         }
-        self.put_blocks(key, blocks);
+        if let Some(mut tables) = self.changeable() {
+            self.put_blocks(&mut tables, key, blocks);
+        }
         Ok(())
     }
 
-    fn put_blocks(&self, key: ChunkKey, blocks: Vec<(u16, Bytes)>) {
+    /// The tables, unless the space is retired.
+    fn changeable(&self) -> Option<RwLockWriteGuard<'_, Tables>> {
+        Some(self.tables_mut()).filter(|tables| !tables.retired)
+    }
+
+    fn put_blocks(&self, tables: &mut Tables, key: ChunkKey, blocks: Vec<(u16, InMemory)>) {
         if blocks.is_empty() {
-            return;
-        }
-        let mut tables = self.tables_mut();
-        if tables.retired {
             return;
         }
         tables.dirty.insert(key);
         let chunk = Arc::make_mut(tables.chunks.entry(key).or_default());
-        let mut superseded = Vec::new();
-        for (index, bytes) in blocks {
-            match chunk.write(index, bytes) {
-                Displaced::Memory => {}
-                Displaced::Nothing => {
-                    self.data.live.fetch_add(1, Ordering::Relaxed);
-                    self.data.overlay.add_block();
-                }
-                Displaced::Device(block) => {
-                    superseded.push(block);
-                    self.data.overlay.add_block();
-                }
-            }
+        let count = blocks.len() as u64;
+        let mut tally = Tally::default();
+        blocks.into_iter().for_each(|(index, block)| tally.note(chunk.write(index, block)));
+        self.data.overlay.add_blocks(count);
+        self.settle(count, tally);
+    }
+
+    /// Accounts for `count` blocks that hold data now.
+    fn settle(&self, count: u64, tally: Tally) {
+        self.data.live.fetch_add(count, Ordering::Relaxed);
+        self.data.live.fetch_sub(tally.occupied, Ordering::Relaxed);
+        self.supersede(tally.superseded);
+        self.data.overlay.remove_blocks(tally.in_memory);
+    }
+
+    /// Makes the chunk's blocks from `first` on those that the log wrote; `payload` has their
+    /// bytes if that write may not have reached the device yet. False, without effect, if a table
+    /// has had one of the blocks since the last checkpoint: the entry is applied a second time.
+    pub fn adopt(
+        &self,
+        key: ChunkKey,
+        first: u16,
+        blocks: &[BlockAddr],
+        payload: Option<&Bytes>,
+    ) -> bool {
+        let Some(mut tables) = self.changeable() else { return true };
+        if !self.claim(blocks) {
+            return false;
         }
-        self.supersede(superseded);
+        if let Some(payload) = payload {
+            let bytes = |i: usize| payload.slice(i * BLOCK as usize..(i + 1) * BLOCK as usize);
+            let landing = blocks.iter().enumerate().map(|(i, addr)| {
+                (first + i as u16, InMemory { bytes: bytes(i), home: Some(*addr) })
+            });
+            self.put_blocks(&mut tables, key, landing.collect());
+            return true;
+        }
+        let chunk = Arc::make_mut(tables.chunks.entry(key).or_default());
+        let mut tally = Tally::default();
+        for (index, addr) in (first..).zip(blocks) {
+            tally.note(chunk.adopt(index, *addr));
+        }
+        self.settle(blocks.len() as u64, tally);
+        true
+    }
+
+    /// Takes all of the blocks for the tables, or none.
+    fn claim(&self, blocks: &[BlockAddr]) -> bool {
+        let mut alloc = self.data.alloc.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = blocks.iter().take_while(|addr| alloc.claim(addr.block, Holder::Table)).count();
+        let whole = taken == blocks.len();
+        if !whole {
+            blocks[..taken].iter().for_each(|addr| alloc.release(addr.block, Holder::Table));
+        }
+        whole
     }
 
     /// Makes the range read as zeroes: whole blocks become holes, partial ones are rewritten.
@@ -294,22 +369,12 @@ impl Space {
         let mut tables = self.tables_mut();
         let Some(shared) = tables.chunks.get_mut(&key) else { return };
         let chunk = Arc::make_mut(shared);
-        let (mut superseded, mut in_memory) = (Vec::new(), 0);
-        for index in blocks {
-            match chunk.clear(index as u16) {
-                Displaced::Nothing => {}
-                Displaced::Memory => in_memory += 1,
-                Displaced::Device(block) => superseded.push(block),
-            }
-        }
-        let cleared = in_memory + superseded.len() as u64;
+        let mut tally = Tally::default();
+        blocks.for_each(|index| tally.note(chunk.clear(index as u16)));
         if chunk.is_empty() {
             tables.chunks.remove(&key);
         }
-        self.supersede(superseded);
-        drop(tables);
-        self.data.live.fetch_sub(cleared, Ordering::Relaxed);
-        self.data.overlay.remove_blocks(in_memory);
+        self.settle(0, tally);
     }
 
     pub fn delete_volume(&self, volume: VolumeId) {
@@ -378,11 +443,18 @@ pub(crate) fn read_places(
                 target[..BLOCK as usize].copy_from_slice(bytes);
                 1
             }
-            Place::Device(addr) => {
-                let run = run_len(&places[at..], addr.block);
-                data.read(addr.block, &mut target[..run * BLOCK as usize])?;
-                verify(&places[at..at + run], target, key, offset / BLOCK + at as u32)?;
-                run
+            Place::Device(_) => {
+                let on_device = |place: &Place| match place {
+                    Place::Device(addr) => Some(*addr),
+                    _ => None,
+                };
+                let addrs: Vec<BlockAddr> = places[at..].iter().map_while(on_device).collect();
+                if let Some(bad) = data.read_verified(&addrs, target)? {
+                    let block = offset / BLOCK + (at + bad) as u32;
+                    let device_block = addrs[bad].block;
+                    return Err(StoreError::BadBlock { key, block, device_block });
+                }
+                addrs.len()
             }
         };
         at += run;
@@ -390,26 +462,8 @@ pub(crate) fn read_places(
     Ok(Bytes::from_owner(buf).slice(within))
 }
 
-/// Blocks at the front of `places` that lie one after another on the device.
-fn run_len(places: &[Place], start: u32) -> usize {
-    let next = |(i, place): &(usize, &Place)| matches!(place, Place::Device(a) if a.block as usize == start as usize + i);
-    places.iter().enumerate().take_while(next).count()
-}
-
-fn verify(places: &[Place], bytes: &[u8], key: ChunkKey, first: u32) -> Result<(), StoreError> {
-    for (i, (place, block)) in places.iter().zip(bytes.chunks_exact(BLOCK as usize)).enumerate() {
-        if let Place::Device(addr) = place
-            && crc32c(block) != addr.crc
-        {
-            let block = first + i as u32;
-            return Err(StoreError::BadBlock { key, block, device_block: addr.block });
-        }
-    }
-    Ok(())
-}
-
 /// The end of a range that lies within a chunk.
-fn check_range(offset: u32, len: u64) -> Result<u32, StoreError> {
+pub(crate) fn check_range(offset: u32, len: u64) -> Result<u32, StoreError> {
     let end = u64::from(offset) + len;
     match end <= CHUNK_SIZE {
         true => Ok(end as u32),
@@ -445,7 +499,7 @@ mod tests {
     fn write_flushed(space: &Arc<Space>, key: ChunkKey, byte: u8) {
         space.write(key, 0, Bytes::from(vec![byte; BLOCK as usize])).expect("write");
         let dirty = space.dirty_blocks();
-        let bytes: Vec<Bytes> = dirty.iter().map(|block| block.bytes.clone()).collect();
+        let bytes: Vec<Bytes> = dirty.iter().map(|dirty| dirty.block.bytes.clone()).collect();
         let mut places = Vec::new();
         space.data.write(&bytes, |_, addr| places.push(addr)).expect("room");
         let placed: Vec<_> = dirty.into_iter().zip(places).collect();

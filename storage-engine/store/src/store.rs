@@ -101,8 +101,11 @@ pub struct Usage {
     pub data_blocks_pending_free: u64,
     /// Part of these that only views hold back, as of the last checkpoint.
     pub data_blocks_pinned: u64,
-    /// Kept free so that what was admitted can always be flushed.
+    /// Kept free so that what was admitted can always be flushed, and for payloads in the log.
     pub data_blocks_reserve: u64,
+    /// Blocks that hold payloads of log entries, applied or not, and most that may.
+    pub data_blocks_logged: u64,
+    pub data_blocks_logged_max: u64,
     pub wal_bytes_total: u64,
     pub wal_bytes_used: u64,
     pub overlay_bytes: u64,
@@ -116,6 +119,13 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// How full the log is: its ring or the blocks that it may hold, whichever is fuller.
+    pub fn log_sixteenths(&self) -> u64 {
+        let part = |used: u64, total: u64| used * 16 / total.max(1);
+        part(self.wal_bytes_used, self.wal_bytes_total)
+            .max(part(self.data_blocks_logged, self.data_blocks_logged_max))
+    }
+
     /// Blocks that proposals may still be admitted for. Everything admitted but not yet applied
     /// must be subtracted by the caller.
     pub fn admissible_blocks(&self) -> u64 {
@@ -172,7 +182,7 @@ impl Store {
         let root = root::load(device.disk(), &superblock)?;
         let layout = superblock.layout;
         let ring = Ring { device: device.clone(), offset: layout.wal_offset, len: layout.wal_len };
-        let found = recover(device.disk(), &superblock, &root, &ring)?;
+        let found = recover(&device, &superblock, &root, &ring)?;
         let end = found.end;
         if end.cut {
             tracing::warn!(
@@ -206,7 +216,7 @@ impl Store {
         let reserved = WalSpace::cost(Record::LEN_MAX);
         self.core().reserve(reserved, Purpose::Open)?;
         let job = Job::Record { group: CopysetId::MDS, record: Record::Open { cut } };
-        self.core().queue.push([Queued { job, reserved, done: Some(done) }]);
+        self.core().queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }]);
         question.recv().unwrap_or_else(|_| self.core().device.check())
     }
 
@@ -247,7 +257,7 @@ impl Store {
         let inner = GroupInner::new(id, u64::MAX, LogIndex::default(), space, (None, Bytes::new()));
         groups.insert(id, inner.clone());
         let job = Job::Create { group: inner.clone() };
-        core.queue.push([Queued { job, reserved, done: Some(done) }]);
+        core.queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }]);
         Ok(self.handle(inner))
     }
 
@@ -265,7 +275,7 @@ impl Store {
             let mut log = inner.log();
             log.clear();
             let job = Job::Record { group: id, record: Record::RemoveGroup };
-            core.queue.push([Queued { job, reserved, done: Some(done) }]);
+            core.queue.push([Queued { job, reserved, freed: log.take_freed(), done: Some(done) }]);
         }
         drop(groups);
         core.retire(inner.space());
@@ -284,8 +294,8 @@ impl Store {
         self.core().usage()
     }
 
-    /// Called (on the IO thread, must not block) each time the WAL becomes fuller than half, or
-    /// the logs reach `log_entries_pressed`, and again for each further 1/16; also before an
+    /// Called (on the IO thread, must not block) each time the log becomes fuller than half (see
+    /// `Usage::log_sixteenths`), or the logs reach `log_entries_pressed`, and again for each further 1/16; also before an
     /// append waits for room in a full WAL. The store checkpoints by itself; the host must purge.
     pub fn on_wal_pressure(&self, callback: Box<dyn Fn() + Send + Sync>) {
         *self.core().pressure.write().unwrap_or_else(PoisonError::into_inner) = Some(callback);

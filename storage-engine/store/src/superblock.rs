@@ -71,7 +71,7 @@ pub(crate) struct Layout {
 impl Layout {
     fn plan(size: u64) -> Self {
         let frame = checkpoint::FRAME_LEN as u64;
-        let wal_len = (size / 8).clamp(8 << 20, 4 << 30) / BLOCK_SIZE * BLOCK_SIZE;
+        let wal_len = (size / 16).clamp(8 << 20, 4 << 30) / BLOCK_SIZE * BLOCK_SIZE;
         let state_len = (size / 16).clamp(2 << 20, 64 << 20);
         let rest = size - HEAD_LEN - wal_len - 2 * (state_len + 2 * frame);
         let blocks = rest / (BLOCK_SIZE + 2 * TABLE_BYTES_PER_BLOCK);

@@ -34,8 +34,7 @@ struct Captured {
     id: CopysetId,
     meta: GroupMeta,
     chunks: ChunkMap,
-    /// The live group, unless it was removed meanwhile.
-    group: Option<Arc<GroupInner>>,
+    group: Arc<GroupInner>,
     /// An install replaces the log: no entry of it is needed any more.
     log_replaced: bool,
 }
@@ -68,12 +67,13 @@ impl UpkeepThread {
     }
 
     fn serve(&mut self, requests: &mut Requests) -> Result<(), StoreError> {
-        let scarce = self.core.data.free_blocks() < self.core.reserve_blocks() * 2 / 3
-            && self.core.data.pending.load(Ordering::Relaxed) > 0;
-        if requests.checkpoint || (requests.flush && scarce) {
+        let data = &self.core.data;
+        let scarce = data.free_blocks() < data.flush_reserve() * 2 / 3 && data.reclaimable() > 0;
+        let reclaim = scarce || data.wants_checkpoint();
+        if requests.checkpoint || (requests.flush && reclaim) {
             self.checkpoint(&mut requests.switches)?;
         }
-        if requests.flush {
+        if requests.flush && self.core.data.overlay.wants_flush() {
             self.flush_all()?;
         }
         if requests.advance && self.core.wal.used() > self.core.wal.len / 4 {
@@ -104,20 +104,31 @@ impl UpkeepThread {
         self.write_blocks(space, space.dirty_blocks(), placed)
     }
 
-    /// Writes blocks to fresh places, and tells first `placed` and then the tables.
+    /// Brings blocks to the device, those without a home to fresh places, and tells first `placed`
+    /// and then the tables.
     fn write_blocks(
         &self,
         space: &Space,
         blocks: Vec<DirtyBlock>,
         mut placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
     ) -> Result<(), StoreError> {
+        if blocks.iter().any(DirtyBlock::has_home) {
+            // They may be read there once the log has written them.
+            self.barrier()?;
+        }
         let mut blocks = blocks.into_iter().peekable();
         while blocks.peek().is_some() {
             let part: Vec<DirtyBlock> = blocks.by_ref().take(FLUSH_BLOCKS).collect();
-            let bytes: Vec<Bytes> = part.iter().map(|block| block.bytes.clone()).collect();
-            let mut addrs = Vec::with_capacity(part.len());
-            self.core.data.write(&bytes, |_, addr| addrs.push(addr))?;
-            let done: Vec<(DirtyBlock, BlockAddr)> = part.into_iter().zip(addrs).collect();
+            let homeless = part.iter().filter(|dirty| !dirty.has_home());
+            let bytes: Vec<Bytes> = homeless.map(|dirty| dirty.block.bytes.clone()).collect();
+            let mut fresh = Vec::with_capacity(bytes.len());
+            self.core.data.write(&bytes, |_, addr| fresh.push(addr))?;
+            let mut fresh = fresh.into_iter();
+            let arrived = part.into_iter().filter_map(|dirty| {
+                let addr = dirty.block.home.or_else(|| fresh.next())?;
+                Some((dirty, addr))
+            });
+            let done: Vec<(DirtyBlock, BlockAddr)> = arrived.collect();
             placed(&done);
             space.flushed(&done);
         }
@@ -127,7 +138,7 @@ impl UpkeepThread {
     /// Waits until everything queued so far is durable.
     fn barrier(&self) -> Result<Capture, StoreError> {
         let (answer, question) = mpsc::channel();
-        self.core.queue.push([Queued { job: Job::Capture(answer), reserved: 0, done: None }]);
+        self.core.queue.push([Queued::new(Job::Capture(answer), 0)]);
         question.recv().map_err(|_| {
             self.core
                 .device
@@ -143,7 +154,7 @@ impl UpkeepThread {
         let tick = self.core.data.pin_tick();
         let mut captured = Vec::with_capacity(start.groups.len());
         for id in start.groups.keys() {
-            captured.push(self.capture(*id, &start, switches)?);
+            captured.extend(self.capture(*id, &start, switches)?);
         }
         // Taken before the barrier: entries without a place yet will get one after `start`.
         let tail = tail_of(&captured, start.lsn);
@@ -165,10 +176,9 @@ impl UpkeepThread {
         self.write_root(root)?;
         self.checkpoint_tick = tick;
         for done in &captured {
-            if let Some(group) = &done.group
-                && !switches.iter().any(|s| Arc::ptr_eq(&s.group, group))
-            {
-                group.log().checkpointed(done.meta.applied);
+            let group = &done.group;
+            if !switches.iter().any(|s| Arc::ptr_eq(&s.group, group)) {
+                group.checkpointed(&self.core, done.meta.applied);
             }
         }
         switches.drain(..).for_each(|switch| self.switch(switch));
@@ -176,12 +186,14 @@ impl UpkeepThread {
         Ok(())
     }
 
+    /// None if the group was removed since `start`: the record of that will be durable before the
+    /// checkpoint is. Shown as it was, its log would hold payloads that are free by then.
     fn capture(
         &self,
         id: CopysetId,
         start: &Capture,
         switches: &[Switch],
-    ) -> Result<Captured, StoreError> {
+    ) -> Result<Option<Captured>, StoreError> {
         let known = start.groups.get(&id).copied().unwrap_or_default();
         let group =
             self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -194,15 +206,7 @@ impl UpkeepThread {
         };
         // A group created anew under the id is not the one the WAL knew at `start`.
         let group = group.filter(|group| group.first_lsn_is(known.first_lsn));
-        let Some(group) = group else {
-            return Ok(Captured {
-                id,
-                meta,
-                chunks: ChunkMap::new(),
-                group: None,
-                log_replaced: false,
-            });
-        };
+        let Some(group) = group else { return Ok(None) };
         let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
         let mut log_replaced = false;
         let (space, mut chunks, dirty);
@@ -231,7 +235,7 @@ impl UpkeepThread {
                 }
             }
         })?;
-        Ok(Captured { id, meta, chunks, group: Some(group), log_replaced })
+        Ok(Some(Captured { id, meta, chunks, group, log_replaced }))
     }
 
     fn write_frames(&self, seq: u64, captured: &[Captured]) -> Result<(u32, u32), StoreError> {
@@ -318,7 +322,7 @@ impl UpkeepThread {
 /// First WAL position that a recovery from this checkpoint needs.
 fn tail_of(captured: &[Captured], start: u64) -> u64 {
     let needed = captured.iter().filter_map(|captured| {
-        let log = captured.group.as_ref()?.log();
+        let log = captured.group.log();
         log.tail(Some(captured.meta.applied)).filter(|_| !captured.log_replaced)
     });
     needed.fold(start, u64::min)

@@ -147,7 +147,7 @@ fn a_file_works_like_the_simulated_disk_and_has_one_opener() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("device");
     let disk = Arc::new(FileDisk::open_or_create(&path, 64 << 20).expect("create"));
-    let busy = FileDisk::open(&path).expect_err("locked").to_string();
+    let busy = FileDisk::open(&path).err().expect("locked").to_string();
     assert!(busy.contains("in use"), "{busy}");
     format(&*disk, &format_options(64 << 20)).expect("format");
     let (store, _) = Store::open(disk.clone(), options()).expect("open");

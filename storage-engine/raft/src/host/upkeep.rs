@@ -67,8 +67,7 @@ async fn look_after(host: Weak<Host>, pressure: Arc<Notify>) {
         host.shared.metrics.leaders.set(leaders as i64);
         host.shared.metrics.groups.set(groups.len() as i64);
         // What a laggard held back at the last call may have become free to purge since.
-        let usage = host.shared.store.usage();
-        if usage.wal_bytes_used > usage.wal_bytes_total / 2 {
+        if host.shared.store.usage().log_sixteenths() >= 8 {
             pressure.notify_one();
         }
         groups.iter().for_each(finish_half_done);

@@ -5,14 +5,17 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use super::Disk;
+use super::uring::Uring;
 
 /// A file or block device. Locked against a second opener for as long as it lives.
-#[derive(Debug)]
 pub struct FileDisk {
     file: File,
     len: u64,
+    /// None where there is no io_uring, or after it has failed.
+    ring: Mutex<Option<Uring>>,
 }
 
 impl FileDisk {
@@ -49,7 +52,7 @@ impl FileDisk {
             ),
         })?;
         let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0))?;
-        Ok(Self { file, len })
+        Ok(Self { file, len, ring: Mutex::new(Uring::new()) })
     }
 }
 
@@ -86,6 +89,21 @@ impl Disk for FileDisk {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(buf, offset)
+    }
+
+    fn write_all_at(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {
+        let mut slot = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        match (writes, slot.take()) {
+            ([_, _, ..], Some(mut ring)) => {
+                ring.write_all(&self.file, writes)?;
+                *slot = Some(ring);
+                Ok(())
+            }
+            (_, ring) => {
+                *slot = ring;
+                writes.iter().try_for_each(|(offset, buf)| self.write_at(buf, *offset))
+            }
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::StoreError;
 use crate::log::{LogEntry, LogPosition, LogState, Vote};
+use crate::payload::Blocks;
 
 /// Place of an entry's record in the WAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,15 @@ pub(crate) struct Slot {
     pub len: usize,
     /// None once evicted from the tail cache.
     pub cached: Option<LogEntry>,
+    /// Where the payload is, unless it is in the record.
+    pub blocks: Option<Blocks>,
+}
+
+/// What applying an entry needs to know of its payload.
+pub(crate) struct Placed {
+    pub blocks: Blocks,
+    /// Whether they are on the device.
+    pub durable: bool,
 }
 
 /// The log of one group. Physically it may reach further back than `last_purged`: what no durable
@@ -49,6 +59,11 @@ pub(crate) struct LogIndex {
     /// Applied position of the last durable checkpoint.
     durable_applied: Option<LogPosition>,
     next_id: u64,
+    /// Entries with a lower id are on the device.
+    durable_below: u64,
+    /// Payloads of entries that were dropped. Whoever drops them takes these, and lets them go once
+    /// a crash cannot bring the entries back.
+    freed: Vec<Blocks>,
     /// The group is gone: nothing is appended any more.
     pub removed: bool,
 }
@@ -90,13 +105,52 @@ impl LogIndex {
         &mut self,
         position: LogPosition,
         len: usize,
-        loc: Option<Loc>,
         cached: Option<LogEntry>,
+        blocks: Option<Blocks>,
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.slots.push_back(Slot { position, id, loc, len, cached });
+        self.slots.push_back(Slot { position, id, loc: None, len, cached, blocks });
         id
+    }
+
+    /// Adds an entry that was read back from the WAL.
+    pub fn push_recovered(
+        &mut self,
+        position: LogPosition,
+        len: usize,
+        loc: Loc,
+        blocks: Option<Blocks>,
+    ) {
+        let id = self.push(position, len, None, blocks);
+        self.place(position.index, id, loc);
+        self.durable(id);
+    }
+
+    /// The entry, and every one before it, is on the device.
+    pub fn durable(&mut self, id: u64) {
+        self.durable_below = id + 1;
+    }
+
+    /// Where the payload of exactly this entry is; None if it is in the record.
+    pub fn placed(&self, position: LogPosition) -> Option<Placed> {
+        let slot = self.slot(position)?;
+        let durable = slot.id < self.durable_below;
+        slot.blocks.clone().map(|blocks| Placed { blocks, durable })
+    }
+
+    /// Blocks of all entries that are held.
+    pub fn payloads(&self) -> impl Iterator<Item = &Blocks> {
+        self.slots.iter().filter_map(|slot| slot.blocks.as_ref())
+    }
+
+    /// Payloads of what was dropped since the last call.
+    pub fn take_freed(&mut self) -> Vec<Blocks> {
+        std::mem::take(&mut self.freed)
+    }
+
+    fn drop_all(&mut self) {
+        self.freed.extend(self.slots.drain(..).filter_map(|slot| slot.blocks));
     }
 
     fn slot_mut(&mut self, index: u64, id: u64) -> Option<&mut Slot> {
@@ -121,8 +175,9 @@ impl LogIndex {
 
     /// Drops every entry after `kept`.
     pub fn truncate_after(&mut self, kept: Option<u64>) {
-        while self.slots.back().is_some_and(|s| kept.is_none_or(|kept| s.position.index > kept)) {
-            self.slots.pop_back();
+        let dropped = |s: &mut Slot| kept.is_none_or(|kept| s.position.index > kept);
+        while let Some(slot) = self.slots.pop_back_if(dropped) {
+            self.freed.extend(slot.blocks);
         }
     }
 
@@ -140,7 +195,7 @@ impl LogIndex {
             return;
         }
         if self.slots.back().is_none_or(|last| last.position.index < upto.index) {
-            self.slots.clear();
+            self.drop_all();
         }
         self.last_purged = Some(upto);
         self.drop_unneeded();
@@ -172,8 +227,8 @@ impl LogIndex {
 
     fn drop_unneeded(&mut self) {
         let Some(upto) = self.unneeded_upto(self.durable_applied) else { return };
-        while self.slots.front().is_some_and(|s| s.position.index <= upto) {
-            self.slots.pop_front();
+        while let Some(slot) = self.slots.pop_front_if(|s| s.position.index <= upto) {
+            self.freed.extend(slot.blocks);
         }
     }
 
@@ -189,7 +244,7 @@ impl LogIndex {
     /// A snapshot at `applied` replaced everything: keeps what follows it, if it is the same log.
     pub fn installed(&mut self, applied: LogPosition) {
         if !self.holds(applied) {
-            self.slots.clear();
+            self.drop_all();
         }
         self.purge(applied);
         self.checkpointed(Some(applied));
@@ -197,8 +252,12 @@ impl LogIndex {
 
     /// Whether the log holds exactly this entry.
     pub fn holds(&self, position: LogPosition) -> bool {
-        let at = self.first_index().and_then(|first| position.index.checked_sub(first));
-        at.and_then(|at| self.slots.get(at as usize)).is_some_and(|s| s.position == position)
+        self.slot(position).is_some()
+    }
+
+    fn slot(&self, position: LogPosition) -> Option<&Slot> {
+        let at = position.index.checked_sub(self.first_index()?)?;
+        self.slots.get(usize::try_from(at).ok()?).filter(|slot| slot.position == position)
     }
 
     /// Ends the recovery of a log that was purged up to `purged` at some time.
@@ -250,7 +309,7 @@ impl LogIndex {
 
     /// Forgets everything, for a removed group.
     pub fn clear(&mut self) {
-        self.slots.clear();
+        self.drop_all();
         self.removed = true;
     }
 }

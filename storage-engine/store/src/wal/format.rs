@@ -4,8 +4,10 @@ use bytes::Bytes;
 use curve_types::{BLOCK_SIZE, CopysetId};
 
 use crate::aligned::AlignedBuf;
+use crate::chunk::BlockAddr;
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::log::{LogEntry, LogPosition, Vote};
+use crate::payload::Blocks;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"CWAL");
 /// magic, CRC, salt, lsn, sequence, mark, generation, root sequence, length, records, body CRC.
@@ -165,6 +167,9 @@ const KIND_VOTE: u8 = 4;
 const KIND_ENTRY: u8 = 5;
 const KIND_TRUNCATE: u8 = 6;
 const KIND_PURGE: u8 = 7;
+const KIND_PLACED_ENTRY: u8 = 8;
+/// Number and checksum of a block.
+const ADDR_LEN: usize = 8;
 
 impl Record {
     pub fn add_to(&self, batch: &mut BatchBuilder, group: CopysetId) {
@@ -189,17 +194,33 @@ impl Record {
 }
 
 /// Bytes of an entry's record.
-pub(crate) fn entry_record_len(entry: &LogEntry) -> usize {
-    RECORD_HEADER_LEN + ENTRY_FIELDS_LEN + entry.len()
+pub(crate) fn entry_record_len(entry: &LogEntry, blocks: Option<&Blocks>) -> usize {
+    let payload = blocks.map_or(entry.payload.len(), |blocks| blocks.len() * ADDR_LEN);
+    RECORD_HEADER_LEN + ENTRY_FIELDS_LEN + entry.header.len() + payload
 }
 
-pub(crate) fn add_entry(batch: &mut BatchBuilder, group: CopysetId, entry: &LogEntry) -> u32 {
-    batch.record(KIND_ENTRY, entry.kind, group, |b| {
+pub(crate) fn add_entry(
+    batch: &mut BatchBuilder,
+    group: CopysetId,
+    entry: &LogEntry,
+    blocks: Option<&Blocks>,
+) -> u32 {
+    let kind = if blocks.is_some() { KIND_PLACED_ENTRY } else { KIND_ENTRY };
+    batch.record(kind, entry.kind, group, |b| {
         b.put_position(entry.position);
         b.put_u32(entry.header.len() as u32);
-        b.put_u32(entry.payload.len() as u32);
+        let Some(blocks) = blocks else {
+            b.put_u32(entry.payload.len() as u32);
+            b.put(&entry.header);
+            b.put(&entry.payload);
+            return;
+        };
+        b.put_u32(blocks.len() as u32);
         b.put(&entry.header);
-        b.put(&entry.payload);
+        for addr in blocks.iter() {
+            b.put_u32(addr.block);
+            b.put_u32(addr.crc);
+        }
     })
 }
 
@@ -207,13 +228,25 @@ pub(crate) fn add_entry(batch: &mut BatchBuilder, group: CopysetId, entry: &LogE
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Found {
     Record(Record),
-    /// Header and payload are left where they are.
-    Entry {
-        position: LogPosition,
-        kind: u8,
-        header_len: u32,
-        payload_len: u32,
-    },
+    Entry(FoundEntry),
+}
+
+/// An entry without its header, and without its payload if that is in the record too.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct FoundEntry {
+    pub position: LogPosition,
+    kind: u8,
+    header_len: usize,
+    payload_len: usize,
+    /// Where the payload is, unless it is in the record.
+    pub blocks: Option<Blocks>,
+}
+
+impl FoundEntry {
+    /// Bytes of header and payload.
+    pub fn len(&self) -> usize {
+        self.header_len + self.payload_len
+    }
 }
 
 /// One verified record.
@@ -259,19 +292,7 @@ impl<'a> RawRecord<'a> {
                 Record::Truncate(some.then_some(kept))
             }
             KIND_PURGE => Record::Purge(body.position()?),
-            KIND_ENTRY => {
-                let position = body.position()?;
-                let (header_len, payload_len) = (body.u32()?, body.u32()?);
-                if u64::from(header_len) + u64::from(payload_len) != body.len() as u64 {
-                    return Err(Malformed("an entry's lengths do not add up"));
-                }
-                return Ok(Found::Entry {
-                    position,
-                    kind: self.entry_kind,
-                    header_len,
-                    payload_len,
-                });
-            }
+            KIND_ENTRY | KIND_PLACED_ENTRY => return self.decode_entry(body).map(Found::Entry),
             _ => return Err(Malformed("a record of an unknown kind")),
         };
         match body.is_empty() {
@@ -280,14 +301,39 @@ impl<'a> RawRecord<'a> {
         }
     }
 
-    /// The whole entry, copied out.
+    fn decode_entry(&self, body: &mut &[u8]) -> Result<FoundEntry, Malformed> {
+        let position = body.position()?;
+        let (header_len, count) = (body.u32()? as usize, body.u32()? as usize);
+        let is_placed = self.kind == KIND_PLACED_ENTRY;
+        let rest = count.checked_mul(if is_placed { ADDR_LEN } else { 1 });
+        if rest.and_then(|rest| rest.checked_add(header_len)) != Some(body.len()) {
+            return Err(Malformed("an entry's lengths do not add up"));
+        }
+        let mut entry = FoundEntry {
+            position,
+            kind: self.entry_kind,
+            header_len,
+            payload_len: count,
+            blocks: None,
+        };
+        if is_placed {
+            let addrs = &mut &body[header_len..];
+            let addr = |_| Ok(BlockAddr { block: addrs.u32()?, crc: addrs.u32()? });
+            entry.blocks = Some((0..count).map(addr).collect::<Result<_, Malformed>>()?);
+            entry.payload_len = count * BLOCK_SIZE as usize;
+        }
+        Ok(entry)
+    }
+
+    /// The entry, copied out; without its payload if that is elsewhere.
     pub fn entry(&self) -> Result<LogEntry, Malformed> {
-        let Found::Entry { position, kind, header_len, .. } = self.decode()? else {
+        let Found::Entry(found) = self.decode()? else {
             return Err(Malformed("not an entry"));
         };
         let mut data = Bytes::copy_from_slice(&self.body[ENTRY_FIELDS_LEN..]);
-        let header = data.split_to(header_len as usize);
-        Ok(LogEntry { position, kind, header, payload: data })
+        let header = data.split_to(found.header_len);
+        let payload = if found.blocks.is_none() { data } else { Bytes::new() };
+        Ok(LogEntry { position: found.position, kind: found.kind, header, payload })
     }
 }
 
@@ -337,7 +383,10 @@ mod tests {
             Record::RemoveGroup,
         ];
         all.iter().for_each(|record| record.add_to(&mut batch, group));
-        add_entry(&mut batch, group, &entry);
+        let addr = |block| BlockAddr { block, crc: block * 3 };
+        let blocks: Blocks = [addr(7), addr(9)].into();
+        add_entry(&mut batch, group, &entry, None);
+        add_entry(&mut batch, group, &entry, Some(&blocks));
         let (lsn, seq) = (8192, 5);
         let mut header = BatchHeader {
             lsn,
@@ -351,7 +400,11 @@ mod tests {
         };
         let bytes = batch.finish(77, &mut header).to_vec();
         let mut expected: Vec<Found> = all.into_iter().map(Found::Record).collect();
-        expected.push(Found::Entry { position, kind: 2, header_len: 4, payload_len: 4096 });
+        let mut found =
+            FoundEntry { position, kind: 2, header_len: 4, payload_len: 4096, blocks: None };
+        expected.push(Found::Entry(found.clone()));
+        (found.payload_len, found.blocks) = (2 * 4096, Some(blocks));
+        expected.push(Found::Entry(found));
         (header, bytes, expected)
     }
 
@@ -364,8 +417,11 @@ mod tests {
         let found = records(&header, &bytes).expect("valid");
         let decoded: Vec<Found> = found.iter().map(|r| r.2.decode().expect("valid")).collect();
         assert_eq!(decoded, expected);
-        let entry = found.last().expect("one").2.entry().expect("entry");
-        assert_eq!((&entry.header[..], entry.payload.len()), (&b"head"[..], 4096));
+        let [.., inline, placed] = &found[..] else { panic!("two entries") };
+        for (record, payload_len) in [(inline, 4096), (placed, 0)] {
+            let entry = record.2.entry().expect("entry");
+            assert_eq!((&entry.header[..], entry.payload.len()), (&b"head"[..], payload_len));
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::StoreError;
 use crate::group::GroupInner;
 use crate::health::Device;
 use crate::log::LogEntry;
+use crate::payload::Blocks;
 use crate::store::Done;
 use crate::wal::format::Record;
 use crate::wal::writer::Capture;
@@ -34,6 +35,8 @@ pub(crate) enum Job {
         group: Arc<GroupInner>,
         id: u64,
         entry: LogEntry,
+        /// Where the payload goes, unless it goes into the record.
+        blocks: Option<Blocks>,
     },
     /// Answers what is durable and what the WAL says of each group, once everything queued before
     /// is durable.
@@ -44,10 +47,16 @@ pub(crate) struct Queued {
     pub job: Job,
     /// Room taken in the ring.
     pub reserved: u64,
+    /// Payloads of entries that this drops.
+    pub freed: Vec<Blocks>,
     pub done: Option<Done>,
 }
 
 impl Queued {
+    pub fn new(job: Job, reserved: u64) -> Self {
+        Self { job, reserved, freed: Vec::new(), done: None }
+    }
+
     fn bytes(&self) -> usize {
         match &self.job {
             Job::Entry { entry, .. } => entry.len(),

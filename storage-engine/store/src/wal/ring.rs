@@ -22,18 +22,15 @@ impl Ring {
         (self.offset + within, (self.len - within) as usize)
     }
 
-    /// `lsn` and the length are multiples of 4096, the length at most the ring's.
-    pub fn write(&self, lsn: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Where on the device the bytes at `lsn` go: to one place, or to two if they wrap. `lsn` and
+    /// the length are multiples of 4096, the length at most the ring's.
+    pub fn writes<'a>(&self, lsn: u64, bytes: &'a [u8]) -> impl Iterator<Item = (u64, &'a [u8])> {
         let (offset, room) = self.place(lsn);
         let (head, wrapped) = bytes.split_at(bytes.len().min(room));
-        self.device.write("write log", head, offset)?;
-        match wrapped.is_empty() {
-            true => Ok(()),
-            false => self.device.write("write log", wrapped, self.offset),
-        }
+        [(offset, head), (self.offset, wrapped)].into_iter().filter(|(_, part)| !part.is_empty())
     }
 
-    /// As `write`.
+    /// As for `writes`.
     pub fn read(&self, lsn: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
         let (offset, room) = self.place(lsn);
         let len = bytes.len().min(room);

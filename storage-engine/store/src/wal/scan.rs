@@ -46,11 +46,13 @@ impl Window<'_> {
 
 /// Feeds every valid record from the root's tail on to `visit` (with the batch's position, the
 /// record's place in it and its length), and finds the end. Damage before the end of what was
-/// acknowledged is an error.
+/// acknowledged is an error. Only the last batch can have been written without its payloads:
+/// `whole` is asked of that one.
 pub(crate) fn scan(
     ring: &Ring,
     salt: u64,
     root: &Root,
+    whole: impl Fn(&RawRecord<'_>) -> Result<bool, StoreError>,
     mut visit: impl FnMut(u64, u32, u32, &RawRecord<'_>) -> Result<(), StoreError>,
 ) -> Result<End, StoreError> {
     let mut window = Window { ring, buf: AlignedBuf::take(0), lsn: 0 };
@@ -65,8 +67,13 @@ pub(crate) fn scan(
             return Ok(end);
         }
         let Some(header) = next_batch(&mut window, salt, &end)? else { break };
+        let covered =
+            header.end() <= root.head_lsn || is_followed(&mut window, salt, root, &header)?;
         let bytes = window.at(end.lsn, header.len as usize)?;
         let Ok(found) = records(&header, bytes) else { break };
+        if !covered && !all(found.iter().map(|(_, _, record)| whole(record)))? {
+            break;
+        }
         for (at, len, record) in &found {
             visit(end.lsn, *at, *len, record)?;
         }
@@ -91,6 +98,30 @@ pub(crate) fn scan(
     }
     judge_tail(&mut window, salt, root, &mut end)?;
     Ok(end)
+}
+
+fn all(answers: impl Iterator<Item = Result<bool, StoreError>>) -> Result<bool, StoreError> {
+    for answer in answers {
+        if !answer? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a batch was begun after this one, which is done only once this one is durable.
+fn is_followed(
+    window: &mut Window<'_>,
+    salt: u64,
+    root: &Root,
+    header: &BatchHeader,
+) -> Result<bool, StoreError> {
+    if header.end() - root.tail_lsn >= window.ring.len {
+        return Ok(false);
+    }
+    let after =
+        End { lsn: header.end(), seq: header.seq + 1, generation: header.generation, cut: false };
+    Ok(next_batch(window, salt, &after)?.is_some())
 }
 
 /// The header at the end so far, if it continues the log.

@@ -1,5 +1,6 @@
-//! The IO thread: drains the queue into batches, one write and one sync each, and then completes
-//! them in order. One batch is in flight at a time: while it syncs, the next one gathers.
+//! The IO thread: drains the queue into batches, whose payloads and records are written together
+//! and synced once, and then completes them in order. One batch is in flight at a time: while it
+//! syncs, the next one gathers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::StoreError;
 use crate::core::Core;
 use crate::group::GroupInner;
 use crate::log::index::Loc;
-use crate::log::{LogPosition, Vote};
+use crate::log::{LogEntry, LogPosition, Vote};
+use crate::payload::{self, Blocks, Gather};
 use crate::store::Done;
 use crate::wal::format::{self, BATCH_SOFT_MAX, BatchBuilder, BatchHeader, Record};
 use crate::wal::queue::{Job, Next, Queued};
@@ -62,6 +64,11 @@ struct CachedEntry {
 pub(crate) struct Writer {
     core: Arc<Core>,
     batch: BatchBuilder,
+    /// Payloads of the batch.
+    payloads: Gather,
+    /// Payloads that durable batches have dropped. The last of these batches may also hold the
+    /// entries; until a mark covers it, a recovery reads their payloads to tell whether it is torn.
+    freed: Vec<Blocks>,
     /// Position, sequence and generation of the next batch.
     next: Capture,
     /// Entries in memory that may be evicted, oldest first.
@@ -76,14 +83,19 @@ pub(crate) struct Writer {
     count_after: u64,
 }
 
-/// Sixteenths of the ring at which pressure begins.
+/// Sixteenths of the ring, or of the blocks that the log may hold, at which pressure begins.
 const PRESSURE_FROM: u64 = 8;
+/// A batch takes no further entry once its payloads are this long: several of the largest writes
+/// share a sync, and none waits long for the others.
+const PAYLOADS_SOFT_MAX: usize = 4 << 20;
 
 impl Writer {
     pub fn new(core: Arc<Core>, next: Capture) -> Self {
         Self {
             core,
             batch: BatchBuilder::new(),
+            payloads: Gather::new(PAYLOADS_SOFT_MAX + LogEntry::BYTES_MAX),
+            freed: Vec::new(),
             next,
             cache: VecDeque::new(),
             cache_bytes: 0,
@@ -113,7 +125,9 @@ impl Writer {
             let mut taken = Vec::new();
             let mut reserved = 0;
             self.batch.start();
+            self.payloads.clear();
             while self.batch.len() < BATCH_SOFT_MAX
+                && self.payloads.len() < PAYLOADS_SOFT_MAX
                 && let Some(queued) = jobs.pop_front()
             {
                 if matches!(queued.job, Job::Capture(_)) && !self.batch.is_empty() {
@@ -146,9 +160,12 @@ impl Writer {
                 let position = self.add(group.id, &Record::CreateGroup);
                 group.created_at(position);
             }
-            Job::Entry { group, id, entry } => {
+            Job::Entry { group, id, entry, blocks } => {
                 let at = self.batch.len() as u32;
-                let len = format::add_entry(&mut self.batch, group.id, entry);
+                let len = format::add_entry(&mut self.batch, group.id, entry, blocks.as_ref());
+                if let Some(blocks) = blocks {
+                    self.payloads.add(&entry.payload, blocks);
+                }
                 let loc = Loc { batch: self.next.lsn, at, len };
                 group.log().place(entry.position.index, *id, loc);
             }
@@ -163,7 +180,7 @@ impl Writer {
         position
     }
 
-    /// Writes and syncs the batch that was built.
+    /// Writes and syncs the batch that was built, with its payloads.
     fn commit(&mut self, reserved: u64) -> Result<(), StoreError> {
         let mut header = BatchHeader {
             lsn: self.next.lsn,
@@ -177,8 +194,13 @@ impl Writer {
         };
         let bytes = self.batch.finish(self.core.superblock.salt(), &mut header);
         let len = bytes.len() as u64;
-        self.core.ring.write(header.lsn, bytes)?;
+        let records = self.core.ring.writes(header.lsn, bytes);
+        let writes: Vec<(u64, &[u8])> =
+            self.payloads.writes(&self.core.data).chain(records).collect();
+        self.core.device.write_all("write log and payloads", &writes)?;
         self.core.device.sync("sync log")?;
+        // This batch's mark covers those that dropped them.
+        payload::let_go(&self.core.data, &std::mem::take(&mut self.freed));
         self.next.lsn += len;
         self.next.seq += 1;
         self.mark_owed = header.records > 0;
@@ -193,10 +215,12 @@ impl Writer {
 
     fn complete(&mut self, taken: Vec<Queued>, result: Result<(), StoreError>) {
         let mut calls: Vec<Done> = Vec::new();
-        for queued in taken {
+        for mut queued in taken {
+            self.freed.append(&mut queued.freed);
             match queued.job {
-                Job::Entry { group, id, entry } if result.is_ok() => {
+                Job::Entry { group, id, entry, .. } if result.is_ok() => {
                     let len = entry.len();
+                    group.log().durable(id);
                     self.cache_bytes += len;
                     self.cache.push_back(CachedEntry {
                         group,
@@ -212,6 +236,9 @@ impl Writer {
                 _ => {}
             }
             calls.extend(queued.done);
+        }
+        if !self.mark_owed && result.is_ok() {
+            payload::let_go(&self.core.data, &std::mem::take(&mut self.freed));
         }
         calls.into_iter().for_each(|done| done(result.clone()));
         while self.cache_bytes > self.core.options.log_cache_bytes_max as usize
@@ -229,6 +256,7 @@ impl Writer {
         let device = &self.core.device;
         if self.core.wal.reserve(cost, Purpose::Control, Duration::ZERO, device, || ()).is_ok() {
             self.batch.start();
+            self.payloads.clear();
             // A failure is already recorded by the device, and nobody waits for a mark.
             let _ = self.commit(cost);
             self.mark_owed = false;
@@ -241,7 +269,7 @@ impl Writer {
         if core.wal.since_checkpoint() > core.wal.len / 4 {
             core.upkeep.request_checkpoint();
         }
-        let sixteenths = core.wal.used() * 16 / core.wal.len;
+        let sixteenths = core.usage().log_sixteenths();
         if sixteenths < PRESSURE_FROM {
             self.pressure_at = PRESSURE_FROM;
         } else if sixteenths >= self.pressure_at {

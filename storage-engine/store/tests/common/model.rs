@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use curve_store::{
@@ -61,10 +62,15 @@ impl Command {
         (0..self.len).map(|i| ((i / 512) ^ self.salt ^ (self.salt >> 8)) as u8 | 1).collect()
     }
 
-    fn apply_to_store(&self, apply: &Apply<'_>, volume: VolumeId) -> Result<(), StoreError> {
+    fn apply_to_store(
+        &self,
+        apply: &Apply<'_>,
+        volume: VolumeId,
+        position: LogPosition,
+    ) -> Result<(), StoreError> {
         let key = chunk(volume, self.chunk);
         match self.kind {
-            0 => apply.write(key, self.offset, Bytes::from(self.data())),
+            0 => apply.write_payload(position, key, self.offset, Bytes::from(self.data())),
             1 => apply.write_zeroes(key, self.offset, self.len),
             2 => apply.discard(key, self.offset, self.len),
             _ => apply.delete_volume(volume),
@@ -516,6 +522,11 @@ impl Host {
         }
         drop(machines);
         checkpoint(&store).expect("checkpoint");
+        // The last payloads are free once a mark covers the records that dropped them.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while store.usage().data_blocks_logged > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let usage = store.usage();
         assert_eq!((usage.data_blocks_used, usage.overlay_bytes), (0, 0), "{usage:?}");
         assert_eq!(usage.data_blocks_free, usage.data_blocks_total, "{usage:?}");
@@ -524,10 +535,10 @@ impl Host {
 
 impl Machine {
     fn apply(&mut self, command: Command) -> Result<(), StoreError> {
-        let index = self.history.len() as u64;
+        let position = command.entry(self.history.len() as u64).position;
         let apply = self.group.begin_apply()?;
-        command.apply_to_store(&apply, self.volume)?;
-        *self.state.0.lock().expect("lock") = Some(command.entry(index).position);
+        command.apply_to_store(&apply, self.volume, position)?;
+        *self.state.0.lock().expect("lock") = Some(position);
         self.history.push(command);
         Ok(())
     }
