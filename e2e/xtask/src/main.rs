@@ -213,8 +213,10 @@ fn image(release: bool) -> Result<()> {
 fn bench(command: BenchCommand) -> Result<()> {
     let BenchCommand::Block { dir, rounds, seconds, volume_mib, json, debug } = command;
     let paths = Paths::from_env()?;
-    let binaries =
-        Progress::new(1).stage("Curve from source", |step| deploy::build(&paths, !debug, step))?;
+    let binaries = Progress::new(1).stage("Curve from source", |step| match debug {
+        true => deploy::build(&paths, false, step),
+        false => deploy::build_engine(&paths, step),
+    })?;
     block::run(block::Options {
         dir,
         rounds,

@@ -54,6 +54,15 @@ impl Allocator {
         true
     }
 
+    /// Takes a block that nobody holds; false if there is no such block.
+    pub fn claim_free(&mut self, block: u32, holder: Holder) -> bool {
+        if block >= self.blocks || self.taken(block) {
+            return false;
+        }
+        self.set(block, holder);
+        true
+    }
+
     /// Takes a run of 1 to `max` neighbouring free blocks; None when nothing is free.
     pub fn take_run(&mut self, max: u32, holder: Holder) -> Option<(u32, u32)> {
         let start = self.next_free(self.cursor).or_else(|| self.next_free(0))?;
@@ -140,7 +149,9 @@ mod tests {
             let mut allocator = Allocator::new(1);
             assert!(allocator.claim(0, Table) && allocator.claim(0, Log));
             assert_eq!((allocator.free_blocks(), allocator.logged_blocks()), (0, 1));
+            assert!(!allocator.claim_free(0, first));
             allocator.release(0, first);
+            assert!(!allocator.claim_free(0, first));
             assert_eq!((allocator.free_blocks(), allocator.take_run(1, Log)), (0, None));
             allocator.release(0, second);
             assert_eq!((allocator.free_blocks(), allocator.logged_blocks()), (1, 0));

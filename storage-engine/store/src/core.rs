@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use curve_types::CopysetId;
@@ -132,7 +133,7 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         !(self.flush || self.checkpoint || self.advance || self.stop)
     }
 }
@@ -188,12 +189,20 @@ impl Upkeep {
         self.arrived.notify_all();
     }
 
-    /// Waits for something to do.
-    pub fn take(&self) -> Requests {
-        let mut requests = self.lock();
-        while requests.is_empty() {
-            requests = self.arrived.wait(requests).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Waits for something to do, at most for so long if that is given: then there may be nothing.
+    pub fn take(&self, at_most: Option<Duration>) -> Requests {
+        let waiting = |requests: &mut Requests| requests.is_empty();
+        let requests = self.lock();
+        let mut requests = match at_most {
+            None => {
+                let waited = self.arrived.wait_while(requests, waiting);
+                waited.unwrap_or_else(PoisonError::into_inner)
+            }
+            Some(time) => {
+                let waited = self.arrived.wait_timeout_while(requests, time, waiting);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
         std::mem::take(&mut requests)
     }
 }

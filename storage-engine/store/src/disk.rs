@@ -1,7 +1,9 @@
 //! The disk as the store sees it, so that tests can own it.
 
 use std::io;
+use std::ops::Range;
 
+mod extents;
 mod file;
 #[cfg(feature = "sim")]
 mod sim;
@@ -32,6 +34,12 @@ pub trait Disk: Send + Sync + 'static {
     fn write_all_at(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {
         writes.iter().try_for_each(|(offset, buf)| self.write_at(buf, *offset))
     }
+    /// The first range at or after `from` that is reserved but was never written, if the disk is a
+    /// file on a file system that makes a difference of that.
+    fn next_unwritten(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let _ = from;
+        Ok(None)
+    }
     /// Makes every write that has returned durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -51,6 +59,10 @@ impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
 
     fn write_all_at(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {
         (**self).write_all_at(writes)
+    }
+
+    fn next_unwritten(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        (**self).next_unwritten(from)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -21,6 +21,7 @@ mod root;
 mod space;
 mod store;
 mod superblock;
+mod touch;
 mod upkeep;
 mod wal;
 

@@ -1,5 +1,6 @@
 //! The upkeep thread: flushes blocks from memory to the data area, checkpoints, and thereby frees
-//! WAL and data space. It never blocks the IO thread.
+//! WAL and data space; with nothing else to do it writes blocks ahead of time. It never blocks the
+//! IO thread.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
@@ -16,6 +17,7 @@ use crate::core::{Core, Requests, Switch};
 use crate::group::GroupInner;
 use crate::root::{self, Root};
 use crate::space::{ChunkMap, DirtyBlock, Space};
+use crate::touch::Toucher;
 use crate::wal::queue::{Job, Queued};
 use crate::wal::writer::Capture;
 
@@ -46,9 +48,11 @@ impl UpkeepThread {
 
     /// Runs until it is stopped.
     pub fn run(mut self) {
+        let mut toucher = Toucher::new(self.core.clone());
         loop {
-            let mut requests = self.core.upkeep.take();
+            let mut requests = self.core.upkeep.take(toucher.pause());
             let result = match self.core.device.check() {
+                Ok(()) if requests.is_empty() => toucher.step(),
                 Ok(()) => self.serve(&mut requests),
                 Err(error) => Err(error),
             };

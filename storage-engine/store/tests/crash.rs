@@ -22,6 +22,9 @@ const BLOCKS: u64 = 2_000;
 fn run(seed: u64, cycles: u32) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut disk = sim_small(SIZE, WAL, BLOCKS);
+    if seed.is_multiple_of(2) {
+        disk.make_sparse();
+    }
     let (store, _) = Store::open(disk.clone(), crash_options()).expect("open");
     let mut host = Host::new(seed, store);
     for _ in 0..cycles {

@@ -2,13 +2,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use super::Disk;
 use super::uring::Uring;
+use super::{Disk, extents};
 
 /// A file or block device. Locked against a second opener for as long as it lives.
 pub struct FileDisk {
@@ -103,6 +104,13 @@ impl Disk for FileDisk {
                 *slot = ring;
                 writes.iter().try_for_each(|(offset, buf)| self.write_at(buf, *offset))
             }
+        }
+    }
+
+    fn next_unwritten(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        match self.file.metadata()?.is_file() {
+            true => extents::next_unwritten(&self.file, from),
+            false => Ok(None),
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{ALIGN, Disk};
@@ -25,6 +26,8 @@ struct State {
     fail_at: Option<u64>,
     /// Reads that touch this block fail with EIO.
     bad_block: Option<u64>,
+    /// It tells which blocks were never written.
+    is_sparse: bool,
 }
 
 /// Cheap to create at any length; only written blocks take memory.
@@ -53,6 +56,11 @@ impl SimDisk {
         self.lock().crash_at = Some(operation);
     }
 
+    /// From now on it is like a preallocated file: it tells which blocks were never written.
+    pub fn make_sparse(&self) {
+        self.lock().is_sparse = true;
+    }
+
     /// Operation number `operation` answers EIO and has no effect.
     pub fn fail_at(&self, operation: u64) {
         self.lock().fail_at = Some(operation);
@@ -74,7 +82,8 @@ impl SimDisk {
             }
         }
         let visible = durable.clone();
-        let state = State { durable, visible, ..State::default() };
+        let is_sparse = state.is_sparse;
+        let state = State { durable, visible, is_sparse, ..State::default() };
         Self { len: self.len, state: Mutex::new(state) }
     }
 
@@ -182,6 +191,16 @@ impl Disk for SimDisk {
             state.volatile.push((number, block));
         }
         if crashed { Err(power_loss()) } else { Ok(()) }
+    }
+
+    fn next_unwritten(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let state = self.lock();
+        let mut unwritten = (from / ALIGN as u64..self.len / ALIGN as u64)
+            .skip_while(|block| state.visible.contains_key(block))
+            .take_while(|block| state.is_sparse && !state.visible.contains_key(block));
+        let Some(first) = unwritten.next() else { return Ok(None) };
+        let last = unwritten.last().unwrap_or(first);
+        Ok(Some(first * ALIGN as u64..(last + 1) * ALIGN as u64))
     }
 
     fn sync(&self) -> io::Result<()> {
