@@ -61,6 +61,8 @@ pub fn check(paths: &Paths) -> Result<Vec<Outcome>> {
             cargo(paths).args(["test", "--workspace", "--exclude", "curve-e2e", "--test", "crds"]),
         ),
     ];
+    // It reads the manifests of all platforms' dependencies; a build here fetches only its own.
+    outcomes.push(part(paths, "cargo fetch", cargo(paths).args(["fetch", "--locked"])));
     let deny = cargo_deny(paths)?;
     outcomes.push(part(
         paths,

@@ -71,7 +71,7 @@ fn a_payload_is_written_once() {
     let (store, group) = start(&disk);
     let entry = blocks_entry(0, 3);
     durable(|done| group.append(vec![entry.clone()], done)).expect("append");
-    assert_eq!(group.entries(0..1, 9999).expect("read back"), [entry.clone()]);
+    assert_eq!(group.entries(0..1, 9999).expect("read back"), std::slice::from_ref(&entry));
     apply(&group, &entry, 8192);
     assert_eq!(store.usage().overlay_bytes, 0);
     purge(&store, &group, entry.position);
@@ -124,14 +124,14 @@ fn payloads_past_the_logs_share_go_into_its_records() {
     let entries: Vec<LogEntry> = (0..most / 256 + 2).map(|i| blocks_entry(i, 256)).collect();
     for entry in &entries {
         durable(|done| group.append(vec![entry.clone()], done)).expect("append");
-        apply(&group, entry, entry.position.index as u32 % 4 << 20);
+        apply(&group, entry, (entry.position.index as u32 % 4) << 20);
     }
     let usage = store.usage();
     assert!(usage.data_blocks_logged <= most && usage.log_sixteenths() >= 8, "{usage:?}");
     assert!(usage.wal_bytes_used > 1 << 20, "{usage:?}");
     assert_eq!(group.entries(0..99, usize::MAX).expect("read back"), entries);
     let last = entries.last().expect("some");
-    let at = last.position.index as u32 % 4 << 20;
+    let at = (last.position.index as u32 % 4) << 20;
     assert_eq!(group.read(key(), at, 1 << 20).expect("read"), last.payload);
 }
 
