@@ -249,17 +249,21 @@ impl Writer {
         }
     }
 
-    /// Covers the last batch by a mark, so that damage to it is told from a torn tail.
+    /// Covers the last batch by a mark, so that damage to it is told from a torn tail. Without room
+    /// for it the mark stays owed: what that batch dropped must not be reused yet.
     fn write_mark(&mut self) {
-        self.mark_owed = false;
         let cost = WalSpace::cost(0);
         let device = &self.core.device;
-        if self.core.wal.reserve(cost, Purpose::Control, Duration::ZERO, device, || ()).is_ok() {
-            self.batch.start();
-            self.payloads.clear();
-            // A failure is already recorded by the device, and nobody waits for a mark.
-            let _ = self.commit(cost);
-            self.mark_owed = false;
+        match self.core.wal.reserve(cost, Purpose::Control, Duration::ZERO, device, || ()) {
+            Ok(()) => {
+                self.batch.start();
+                self.payloads.clear();
+                // A failure is already recorded by the device, and nobody waits for a mark.
+                let _ = self.commit(cost);
+                self.mark_owed = false;
+            }
+            // Nothing is written or freed any more once the device has failed.
+            Err(_) => self.mark_owed = device.check().is_ok(),
         }
     }
 
