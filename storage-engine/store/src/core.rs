@@ -64,14 +64,15 @@ impl Core {
 
     pub fn usage(&self) -> Usage {
         let data = &self.data;
+        let (free, logged) = data.free_and_logged_blocks();
         Usage {
             data_blocks_total: data.blocks_total,
             data_blocks_used: data.live.load(Ordering::Relaxed),
-            data_blocks_free: data.free_blocks(),
+            data_blocks_free: free,
             data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
             data_blocks_pinned: data.pinned.load(Ordering::Relaxed),
             data_blocks_reserve: data.flush_reserve() + data.logged_max(),
-            data_blocks_logged: data.logged_blocks(),
+            data_blocks_logged: logged,
             data_blocks_logged_max: data.logged_max(),
             wal_bytes_total: self.wal.len,
             wal_bytes_used: self.wal.used(),

@@ -71,12 +71,13 @@ impl DataArea {
     }
 
     pub fn free_blocks(&self) -> u64 {
-        self.alloc.lock().unwrap_or_else(PoisonError::into_inner).free_blocks()
+        self.free_and_logged_blocks().0
     }
 
-    /// Blocks that the log holds as payloads.
-    pub fn logged_blocks(&self) -> u64 {
-        self.alloc.lock().unwrap_or_else(PoisonError::into_inner).logged_blocks()
+    /// Blocks that nobody holds, and blocks that the log holds as payloads.
+    pub fn free_and_logged_blocks(&self) -> (u64, u64) {
+        let alloc = self.alloc.lock().unwrap_or_else(PoisonError::into_inner);
+        (alloc.free_blocks(), alloc.logged_blocks())
     }
 
     /// Most blocks that the log may hold.
@@ -105,7 +106,7 @@ impl DataArea {
         self.offset + u64::from(block) * BLOCK_SIZE
     }
 
-    /// As the function of that name.
+    /// Reads blocks of this area; see the function of that name.
     pub fn read_verified(
         &self,
         addrs: &[BlockAddr],

@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
-use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId, VolumeId};
+use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId};
 
 use crate::core::{Core, Switch};
-use crate::log::index::{Loc, LogIndex, Placed, Slot, check_entries};
+use crate::log::index::{Loc, LogIndex, Slot, check_entries};
 use crate::payload::{self, Blocks};
-use crate::space::{ChunkMap, Pin, Space, check_range, places, read_places};
+use crate::space::{ChunkMap, Pin, Space, places, read_places};
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
 use crate::wal::space::{Purpose, WalSpace};
-use crate::{Done, LogEntry, LogPosition, LogState, StateProvider, StoreError, Vote};
+use crate::{Apply, Done, LogEntry, LogPosition, LogState, StateProvider, StoreError, Vote};
 
 /// Entries read back from the WAL are read in spans of at most this.
 const READ_SPAN_MAX: u64 = 1 << 20;
@@ -145,7 +145,7 @@ impl Group {
         self.inner.id
     }
 
-    fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Core {
         &self.owner.core
     }
 
@@ -177,23 +177,19 @@ impl Group {
         core.queue.wait_for_room(&core.device)?;
         let placed: Vec<Option<Blocks>> =
             entries.iter().map(|entry| payload::place(&core.data, &entry.payload)).collect();
-        let let_go = |placed: Vec<Option<Blocks>>| {
-            let placed: Vec<Blocks> = placed.into_iter().flatten().collect();
-            payload::let_go(&core.data, &placed);
-        };
         let cost = |(entry, blocks): (&LogEntry, &Option<Blocks>)| {
             WalSpace::cost(entry_record_len(entry, blocks.as_ref()))
         };
         let costs: Vec<u64> = entries.iter().zip(&placed).map(cost).collect();
         let total = costs.iter().sum();
         if let Err(error) = core.reserve(total, Purpose::Entries) {
-            let_go(placed);
+            payload::let_go(&core.data, placed.iter().flatten());
             return Err(error);
         }
         let mut log = self.inner.log();
         if let Err(error) = self.appendable(&log, &entries) {
             core.wal.written(0, total);
-            let_go(placed);
+            payload::let_go(&core.data, placed.iter().flatten());
             return Err(error);
         }
         let mut queued: Vec<Queued> = Vec::with_capacity(entries.len() + 1);
@@ -363,7 +359,7 @@ impl Group {
         let core = self.core();
         core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
         let excluded = self.inner.lock_apply();
-        Ok(Apply { group: self, space: self.inner.space(), _excluded: excluded })
+        Ok(Apply::new(self, self.inner.space(), excluded))
     }
 
     /// Reads bytes of a chunk; holes read as zeroes. `NoGroup` if the group was removed.
@@ -418,76 +414,6 @@ fn uncached_span(slots: &[Slot]) -> usize {
             && slot.loc.is_some_and(|loc| loc.end() - first.start() <= READ_SPAN_MAX)
     };
     slots.iter().take_while(near).count().max(1)
-}
-
-/// Permission to change the chunk space. Changes are in memory until the next checkpoint; after
-/// a crash the host replays the log.
-pub struct Apply<'a> {
-    group: &'a Group,
-    space: Arc<Space>,
-    _excluded: MutexGuard<'a, ()>,
-}
-
-impl Apply<'_> {
-    /// Writes at any byte alignment; partial blocks are read, changed and written.
-    pub fn write(&self, key: ChunkKey, offset: u32, data: Bytes) -> Result<(), StoreError> {
-        self.space.write(key, offset, data)
-    }
-
-    /// As `write`, of the payload with which the entry at `position` was appended. If that went to
-    /// blocks of its own, the chunk takes them over and nothing is written a second time.
-    pub fn write_payload(
-        &self,
-        position: LogPosition,
-        key: ChunkKey,
-        offset: u32,
-        payload: Bytes,
-    ) -> Result<(), StoreError> {
-        let placed = self.group.inner.log().placed(position);
-        if let Some(Placed { blocks, durable }) = placed
-            && u64::from(offset).is_multiple_of(BLOCK_SIZE)
-            && payload.len() as u64 == blocks.len() as u64 * BLOCK_SIZE
-        {
-            check_range(offset, payload.len() as u64)?;
-            let first = (u64::from(offset) / BLOCK_SIZE) as u16;
-            if self.space.adopt(key, first, &blocks, (!durable).then_some(&payload)) {
-                return Ok(());
-            }
-        }
-        self.write(key, offset, payload)
-    }
-
-    /// Makes the range read as zeroes; whole blocks become holes.
-    pub fn write_zeroes(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
-        self.space.write_zeroes(key, offset, len)
-    }
-
-    /// Frees the whole blocks of the range (they read as zeroes); partial blocks are untouched.
-    pub fn discard(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
-        self.space.discard(key, offset, len)
-    }
-
-    /// Forgets all chunks of a volume.
-    pub fn delete_volume(&self, volume: VolumeId) -> Result<(), StoreError> {
-        self.space.delete_volume(volume);
-        Ok(())
-    }
-
-    /// As `Group::read`.
-    pub fn read(&self, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
-        let found = self.space.read(key, offset, len)?;
-        // Installs are excluded, so that only a removal can have retired the space.
-        found.ok_or(StoreError::NoGroup(self.group.id()))
-    }
-}
-
-impl Drop for Apply<'_> {
-    fn drop(&mut self) {
-        let core = self.group.core();
-        if core.data.overlay.wants_flush() || core.data.wants_checkpoint() {
-            core.upkeep.request_flush();
-        }
-    }
 }
 
 struct ViewInner {

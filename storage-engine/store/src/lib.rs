@@ -5,6 +5,7 @@
 
 mod aligned;
 mod alloc;
+mod apply;
 mod checkpoint;
 mod chunk;
 mod codec;
@@ -27,9 +28,10 @@ mod wal;
 
 #[cfg(feature = "sim")]
 pub use crate::{disk::SimDisk, superblock::format_small};
+pub use apply::Apply;
 pub use disk::{Disk, FileDisk};
 pub use error::StoreError;
-pub use group::{Apply, ChunkView, Group, Install};
+pub use group::{ChunkView, Group, Install};
 pub use log::{LogEntry, LogPosition, LogState, Vote};
 pub use store::{Done, RecoveredGroup, StateProvider, Store, StoreOptions, Usage};
 pub use superblock::{DeviceState, FormatOptions, Superblock, format, inspect};

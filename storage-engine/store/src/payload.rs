@@ -43,9 +43,10 @@ pub(crate) fn place(data: &DataArea, payload: &Bytes) -> Option<Blocks> {
 }
 
 /// The log needs these blocks no more.
-pub(crate) fn let_go(data: &DataArea, payloads: &[Blocks]) {
+pub(crate) fn let_go<'a>(data: &DataArea, payloads: impl IntoIterator<Item = &'a Blocks>) {
     let mut alloc = data.alloc.lock().unwrap_or_else(PoisonError::into_inner);
-    payloads.iter().flat_map(|b| b.iter()).for_each(|addr| alloc.release(addr.block, Holder::Log));
+    let addrs = payloads.into_iter().flat_map(|blocks| blocks.iter());
+    addrs.for_each(|addr| alloc.release(addr.block, Holder::Log));
 }
 
 /// Reads a payload back. `Corrupt` if it is not what was written.

@@ -37,6 +37,10 @@ fn key() -> ChunkKey {
     chunk(VolumeId::from_bytes([5; 16]), 0)
 }
 
+fn append(group: &Group, entry: &LogEntry) {
+    durable(|done| group.append(vec![entry.clone()], done)).expect("append");
+}
+
 fn apply(group: &Group, entry: &LogEntry, offset: u32) {
     let apply = group.begin_apply().expect("apply");
     apply.write_payload(entry.position, key(), offset, entry.payload.clone()).expect("write");
@@ -70,7 +74,7 @@ fn a_payload_is_written_once() {
     let disk = sim(SIZE, 1 << 20);
     let (store, group) = start(&disk);
     let entry = blocks_entry(0, 3);
-    durable(|done| group.append(vec![entry.clone()], done)).expect("append");
+    append(&group, &entry);
     assert_eq!(group.entries(0..1, 9999).expect("read back"), std::slice::from_ref(&entry));
     apply(&group, &entry, 8192);
     assert_eq!(store.usage().overlay_bytes, 0);
@@ -107,7 +111,7 @@ fn a_payload_in_a_place_of_another_shape_is_written_there() {
     let disk = sim(SIZE, 1 << 20);
     let (store, group) = start(&disk);
     let entry = blocks_entry(0, 2);
-    durable(|done| group.append(vec![entry.clone()], done)).expect("append");
+    append(&group, &entry);
     apply(&group, &entry, 100);
     purge(&store, &group, entry.position);
     next_batch(&group);
@@ -123,7 +127,7 @@ fn payloads_past_the_logs_share_go_into_its_records() {
     let most = store.usage().data_blocks_logged_max;
     let entries: Vec<LogEntry> = (0..most / 256 + 2).map(|i| blocks_entry(i, 256)).collect();
     for entry in &entries {
-        durable(|done| group.append(vec![entry.clone()], done)).expect("append");
+        append(&group, entry);
         apply(&group, entry, (entry.position.index as u32 % 4) << 20);
     }
     let usage = store.usage();
@@ -141,7 +145,7 @@ fn a_torn_payload_of_the_last_batch_is_cut() {
     let (store, group) = start(&disk);
     let entries = [blocks_entry(0, 2), blocks_entry(1, 2)];
     for entry in &entries {
-        durable(|done| group.append(vec![entry.clone()], done)).expect("append");
+        append(&group, entry);
     }
     drop((group, store));
     let [at] = places(&disk, &entries[1].payload[BLOCK..])[..] else { panic!("one place") };
@@ -151,7 +155,7 @@ fn a_torn_payload_of_the_last_batch_is_cut() {
     let group = &found[0].group;
     assert_eq!(group.entries(0..9, usize::MAX).expect("read back"), entries[..1]);
     assert_eq!(store.usage().data_blocks_logged, 2);
-    durable(|done| group.append(vec![entries[1].clone()], done)).expect("append");
+    append(group, &entries[1]);
 }
 
 #[test]
@@ -159,7 +163,7 @@ fn a_damaged_payload_that_was_acknowledged_is_reported() {
     let disk = sim(SIZE, 1 << 20);
     let (store, group) = start(&disk);
     let entry = blocks_entry(0, 2);
-    durable(|done| group.append(vec![entry.clone()], done)).expect("append");
+    append(&group, &entry);
     next_batch(&group);
     drop((group, store));
     let [at] = places(&disk, &entry.payload[..BLOCK])[..] else { panic!("one place") };
@@ -197,7 +201,7 @@ fn a_payload_dropped_by_its_own_batch_is_free_only_after_the_next_one() {
 fn a_purge_past_the_logs_end_frees_its_payloads() {
     let disk = sim(SIZE, 1 << 20);
     let (store, group) = start(&disk);
-    durable(|done| group.append(vec![blocks_entry(0, 2)], done)).expect("append");
+    append(&group, &blocks_entry(0, 2));
     let upto = LogPosition { term: 2, node: node(), index: 9 };
     durable(|done| group.purge(upto, done)).expect("purge");
     next_batch(&group);
