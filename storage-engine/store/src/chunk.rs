@@ -155,9 +155,12 @@ impl Chunk {
         }
     }
 
-    /// Whether the block in memory is still these very bytes.
-    pub fn holds(&self, index: u16, bytes: &Bytes) -> bool {
-        self.overlay.get(&index).is_some_and(|b| b.bytes.as_ptr() == bytes.as_ptr())
+    /// Whether the block in memory is still these very bytes, with the same home.
+    pub fn holds(&self, index: u16, block: &InMemory) -> bool {
+        let same = |held: &InMemory| {
+            held.bytes.as_ptr() == block.bytes.as_ptr() && held.home == block.home
+        };
+        self.overlay.get(&index).is_some_and(same)
     }
 
     /// The block in memory is now at `addr`.
@@ -237,7 +240,9 @@ mod tests {
         assert_eq!(chunk.write(6, block.clone()), Displaced::Memory);
         assert_eq!(chunk.adopt(6, addr(6)), Displaced::Both(97));
         assert_eq!(chunk.write(6, block), Displaced::Device(13));
-        assert!(chunk.holds(6, &bytes) && !chunk.holds(6, &Bytes::from(vec![1; 4096])));
+        let held = |bytes: &Bytes, home| chunk.holds(6, &InMemory { bytes: bytes.clone(), home });
+        assert!(held(&bytes, home) && !held(&Bytes::from(vec![1; 4096]), home));
+        assert!(!held(&bytes, None) && !held(&bytes, Some(addr(91))));
         chunk.flushed(6, addr(90));
         assert!(!chunk.has_overlay());
         assert_eq!(chunk.place(6), Place::Device(addr(90)));

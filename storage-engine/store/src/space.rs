@@ -151,7 +151,7 @@ impl Space {
         let mut superseded = Vec::new();
         for (block, addr) in placed {
             let chunk = tables.chunks.get_mut(&block.key);
-            match chunk.filter(|c| c.holds(block.index, &block.block.bytes)) {
+            match chunk.filter(|c| c.holds(block.index, &block.block)) {
                 Some(chunk) => {
                     Arc::make_mut(chunk).flushed(block.index, *addr);
                     left_memory += 1;

@@ -40,7 +40,7 @@ impl Toucher {
 
     /// How long to wait for other work before the next step; None if there is none.
     pub fn pause(&mut self) -> Option<Duration> {
-        if self.done {
+        if self.done || self.core.is_failed() {
             return None;
         }
         let batches = self.core.stats.batches.load(Ordering::Relaxed);

@@ -71,6 +71,10 @@ impl UpkeepThread {
     }
 
     fn serve(&mut self, requests: &mut Requests) -> Result<(), StoreError> {
+        if requests.flush {
+            // Views may have gone since the last checkpoint, and with them what they held back.
+            self.release_blocks();
+        }
         let data = &self.core.data;
         let scarce = data.free_blocks() < data.flush_reserve() * 2 / 3 && data.reclaimable() > 0;
         let reclaim = scarce || data.wants_checkpoint();

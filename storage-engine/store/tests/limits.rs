@@ -138,6 +138,34 @@ fn overwriting_forever_needs_no_more_than_the_reserve() {
     assert!(usage.data_blocks_used * 100 / usage.data_blocks_total > 80, "{usage:?}");
 }
 
+/// What a view held back at the last checkpoint may be free since.
+#[test]
+fn blocks_that_a_dropped_view_held_are_found_when_room_is_scarce() {
+    const BLOCKS: u64 = 2_000;
+    let disk = sim_small(SIZE, 8 << 20, BLOCKS);
+    let (store, _) = open(&disk);
+    let group = durable(|done| store.create_group(GROUP, done)).expect("create");
+    let volume = VolumeId::random();
+    let write = |index: u32, blocks: usize, byte: u8| {
+        for at in (0..blocks).step_by(50) {
+            let apply = group.begin_apply().expect("the overlay drains");
+            let data = Bytes::from(vec![byte; 50 * 4096]);
+            apply.write(chunk(volume, index), at as u32 * 4096, data).expect("write");
+        }
+    };
+    write(0, 800, 1);
+    common::checkpoint(&store).expect("checkpoint");
+    let view = group.view().expect("view");
+    write(0, 800, 2);
+    common::checkpoint(&store).expect("checkpoint");
+    assert_eq!(store.usage().data_blocks_pinned, 800);
+    drop(view);
+    write(1, 600, 3);
+    common::checkpoint(&store).expect("room for all that is applied");
+    assert_eq!(store.usage().data_blocks_used, 1_400);
+    assert!(store.failure().is_none());
+}
+
 #[test]
 fn a_device_filled_past_its_reserve_fails_instead_of_diverging() {
     let disk = sim(SIZE, 8 << 20);

@@ -208,3 +208,28 @@ fn a_purge_past_the_logs_end_frees_its_payloads() {
     assert_eq!(store.usage().data_blocks_logged, 0);
     assert_eq!(store.usage().data_blocks_free, store.usage().data_blocks_total);
 }
+
+/// A mark that finds no room is still owed: until there is one, a recovery reads what the last
+/// batch dropped.
+#[test]
+fn a_full_log_keeps_what_its_last_batch_dropped() {
+    let disk = sim(SIZE, 1 << 20);
+    let idle_mark_after = Duration::from_millis(1);
+    let (store, _) = open_with(&disk, StoreOptions { idle_mark_after, ..strict() });
+    let [group, dropped] = [GROUP, CopysetId(2)]
+        .map(|id| durable(|done| store.create_group(id, done)).expect("create"));
+    append(&dropped, &blocks_entry(0, 2));
+    let mut votes = (0u64..).map(|term| {
+        durable(|done| {
+            group.save_vote(Vote { term, ..Vote::default() }, done);
+            Ok(())
+        })
+    });
+    let full = votes.find_map(Result::err);
+    assert!(matches!(full, Some(StoreError::WalFull { .. })), "{full:?}");
+    durable(|done| store.remove_group(CopysetId(2), done)).expect("there is room for that");
+    // The mark is tried meanwhile.
+    std::thread::sleep(Duration::from_millis(50));
+    durable(|done| group.append(Vec::new(), done)).expect("nothing");
+    assert_eq!(store.usage().data_blocks_logged, 2);
+}
