@@ -91,8 +91,9 @@ impl Core {
 
     /// Takes a space out of use.
     pub fn retire(&self, space: Arc<Space>) {
-        space.retire();
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(space);
+        if space.retire() {
+            self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(space);
+        }
     }
 
     /// Wakes everyone who waits, for the end or after a failure.

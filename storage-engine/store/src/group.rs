@@ -92,11 +92,16 @@ impl GroupInner {
         std::mem::replace(&mut *self.space.write().unwrap_or_else(PoisonError::into_inner), space)
     }
 
-    /// Makes the log continue after an installed snapshot, in memory and in the WAL.
+    /// Makes the log continue after an installed snapshot, in memory and in the WAL. `NoGroup` if
+    /// the group was removed: its id may be another group's by now.
     pub fn rebase(&self, core: &Core, applied: LogPosition) -> Result<(), StoreError> {
         let cost = WalSpace::cost(Record::LEN_MAX);
         core.reserve(2 * cost, Purpose::Open)?;
         let mut log = self.log();
+        if log.removed {
+            core.wal.written(0, 2 * cost);
+            return Err(StoreError::NoGroup(self.id));
+        }
         let truncate = (!log.holds(applied)).then_some(Record::Truncate(Some(applied.index)));
         log.installed(applied);
         if truncate.is_none() {

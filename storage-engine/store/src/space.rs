@@ -197,12 +197,16 @@ impl Space {
     }
 
     /// Gives back everything; what pins and the last checkpoint refer to stays until released.
-    pub fn retire(&self) {
+    /// False, without effect, if that was done before.
+    pub fn retire(&self) -> bool {
         let mut tables = self.tables_mut();
+        if std::mem::replace(&mut tables.retired, true) {
+            return false;
+        }
         let chunks = std::mem::take(&mut tables.chunks);
         tables.dirty.clear();
-        tables.retired = true;
         self.forget(chunks.into_values());
+        true
     }
 
     fn forget(&self, chunks: impl Iterator<Item = Arc<Chunk>>) {

@@ -1,6 +1,6 @@
 //! The upkeep thread: flushes blocks from memory to the data area, checkpoints, and thereby frees
-//! WAL and data space; with nothing else to do it writes blocks ahead of time. It never blocks the
-//! IO thread.
+//! WAL and data space; with nothing else to do it writes blocks ahead of time. It waits for the IO
+//! thread, never the other way round.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
@@ -8,8 +8,6 @@ use std::sync::{Arc, PoisonError, mpsc};
 use bytes::Bytes;
 use curve_types::CopysetId;
 
-use crate::Done;
-use crate::LogPosition;
 use crate::StoreError;
 use crate::checkpoint::{GroupMeta, Writer};
 use crate::chunk::BlockAddr;
@@ -36,6 +34,9 @@ struct Captured {
     id: CopysetId,
     meta: GroupMeta,
     chunks: ChunkMap,
+    /// Blocks of `chunks` that are still in memory.
+    dirty: Vec<DirtyBlock>,
+    space: Arc<Space>,
     group: Arc<GroupInner>,
     /// An install replaces the log: no entry of it is needed any more.
     log_replaced: bool,
@@ -91,39 +92,40 @@ impl UpkeepThread {
     }
 
     fn flush_all(&self) -> Result<(), StoreError> {
-        self.core.groups().iter().try_for_each(|group| self.flush(&group.space(), |_| ()))?;
-        self.flush_installing()
+        let mut spaces: Vec<Arc<Space>> =
+            self.core.groups().iter().map(|group| group.space()).collect();
+        {
+            let mut shadows = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
+            shadows.retain(|space| space.strong_count() > 0);
+            spaces.extend(shadows.iter().filter_map(|space| space.upgrade()));
+        }
+        let dirty: Vec<Vec<DirtyBlock>> = spaces.iter().map(|space| space.dirty_blocks()).collect();
+        self.await_homes(dirty.iter().flatten())?;
+        spaces
+            .iter()
+            .zip(dirty)
+            .try_for_each(|(space, blocks)| self.write_blocks(space, blocks, |_| ()))
     }
 
-    fn flush_installing(&self) -> Result<(), StoreError> {
-        let shadows: Vec<Arc<Space>> = {
-            let mut list = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
-            list.retain(|space| space.strong_count() > 0);
-            list.iter().filter_map(|space| space.upgrade()).collect()
-        };
-        shadows.iter().try_for_each(|space| self.flush(space, |_| ()))
-    }
-
-    fn flush(
+    /// Blocks with a home may be read there once the log has written them: waits for that.
+    fn await_homes<'a>(
         &self,
-        space: &Space,
-        placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
+        mut blocks: impl Iterator<Item = &'a DirtyBlock>,
     ) -> Result<(), StoreError> {
-        self.write_blocks(space, space.dirty_blocks(), placed)
+        match blocks.any(DirtyBlock::has_home) {
+            true => self.barrier().map(drop),
+            false => Ok(()),
+        }
     }
 
-    /// Brings blocks to the device, those without a home to fresh places, and tells first `placed`
-    /// and then the tables.
+    /// Brings blocks without a home to fresh places, and tells first `placed` and then the tables
+    /// where all are.
     fn write_blocks(
         &self,
         space: &Space,
         blocks: Vec<DirtyBlock>,
         mut placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
     ) -> Result<(), StoreError> {
-        if blocks.iter().any(DirtyBlock::has_home) {
-            // They may be read there once the log has written them.
-            self.barrier()?;
-        }
         let mut blocks = blocks.into_iter().peekable();
         while blocks.peek().is_some() {
             let part: Vec<DirtyBlock> = blocks.by_ref().take(FLUSH_BLOCKS).collect();
@@ -162,8 +164,10 @@ impl UpkeepThread {
         let tick = self.core.data.pin_tick();
         let mut captured = Vec::with_capacity(start.groups.len());
         for id in start.groups.keys() {
-            captured.extend(self.capture(*id, &start, switches)?);
+            captured.extend(self.capture(*id, &start, switches));
         }
+        self.await_homes(captured.iter().flat_map(|group| &group.dirty))?;
+        captured.iter_mut().try_for_each(|group| self.write_captured(group))?;
         // Taken before the barrier: entries without a place yet will get one after `start`.
         let tail = tail_of(&captured, start.lsn);
         let end = self.barrier()?;
@@ -196,12 +200,7 @@ impl UpkeepThread {
 
     /// None if the group was removed since `start`: the record of that will be durable before the
     /// checkpoint is. Shown as it was, its log would hold payloads that are free by then.
-    fn capture(
-        &self,
-        id: CopysetId,
-        start: &Capture,
-        switches: &[Switch],
-    ) -> Result<Option<Captured>, StoreError> {
+    fn capture(&self, id: CopysetId, start: &Capture, switches: &[Switch]) -> Option<Captured> {
         let known = start.groups.get(&id).copied().unwrap_or_default();
         let group =
             self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -213,11 +212,10 @@ impl UpkeepThread {
             state: Bytes::new(),
         };
         // A group created anew under the id is not the one the WAL knew at `start`.
-        let group = group.filter(|group| group.first_lsn_is(known.first_lsn));
-        let Some(group) = group else { return Ok(None) };
+        let group = group.filter(|group| group.first_lsn_is(known.first_lsn))?;
         let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
         let mut log_replaced = false;
-        let (space, mut chunks, dirty);
+        let (space, chunks, dirty);
         if let Some(switch) = switch {
             meta.applied = Some(switch.applied);
             meta.state = switch.state.clone();
@@ -236,14 +234,19 @@ impl UpkeepThread {
             space = group.space();
             (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
         }
-        self.write_blocks(&space, dirty, |placed| {
+        Some(Captured { id, meta, chunks, dirty, space, group, log_replaced })
+    }
+
+    /// Brings a captured group's blocks to the device.
+    fn write_captured(&self, captured: &mut Captured) -> Result<(), StoreError> {
+        let Captured { chunks, dirty, space, .. } = captured;
+        self.write_blocks(space, std::mem::take(dirty), |placed| {
             for (block, addr) in placed {
                 if let Some(chunk) = chunks.get_mut(&block.key) {
                     Arc::make_mut(chunk).flushed(block.index, *addr);
                 }
             }
-        })?;
-        Ok(Some(Captured { id, meta, chunks, group, log_replaced }))
+        })
     }
 
     fn write_frames(&self, seq: u64, captured: &[Captured]) -> Result<(u32, u32), StoreError> {
@@ -297,15 +300,16 @@ impl UpkeepThread {
         let mut installing = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
         installing.retain(|shadow| !std::ptr::eq(shadow.as_ptr(), Arc::as_ptr(&space)));
         drop(installing);
-        self.record_switch(&group, applied, done);
-    }
-
-    /// Tells the WAL about the log's new base, so that the next checkpoint's view of it agrees.
-    fn record_switch(&self, group: &GroupInner, applied: LogPosition, done: Done) {
-        match group.rebase(&self.core, applied) {
-            Ok(()) => done(Ok(())),
-            Err(error) => done(Err(self.core.device.fail(error))),
-        }
+        // Tells the WAL about the log's new base, so that the next checkpoint's view of it agrees.
+        let rebased = match group.rebase(&self.core, applied) {
+            Err(error @ StoreError::NoGroup(_)) => {
+                // The removal may have found the old space only.
+                self.core.retire(space);
+                Err(error)
+            }
+            other => other.map_err(|error| self.core.device.fail(error)),
+        };
+        done(rebased);
     }
 
     fn release_blocks(&self) {

@@ -305,3 +305,37 @@ fn an_idle_log_writes_one_mark_and_then_rests() {
         "a batch without a record: {usage:?}"
     );
 }
+
+/// The group goes while the checkpoint that holds its snapshot is being written, and its id returns.
+#[test]
+fn an_install_into_a_group_that_was_removed_leaves_nothing() {
+    let disk = sim_small(SIZE, 1 << 20, 2_000);
+    let (store, _) = open(&disk);
+    let [group, other] = [GROUP, CopysetId(2)]
+        .map(|id| durable(|done| store.create_group(id, done)).expect("create"));
+    let install = group.begin_install().expect("install");
+    install.put(chunk(VolumeId::random(), 0), 0, Bytes::from(vec![9; 1 << 20])).expect("put");
+
+    // The checkpoint waits for this group, having seen the other.
+    let applying = other.begin_apply().expect("apply");
+    let (answer, question) = std::sync::mpsc::channel();
+    let position = LogPosition { term: 4, node: common::node(), index: 100 };
+    install.commit(position, Bytes::new(), Box::new(move |result| drop(answer.send(result))));
+    std::thread::sleep(Duration::from_millis(50));
+    durable(|done| store.remove_group(GROUP, done)).expect("remove");
+    drop(group);
+    let anew = durable(|done| store.create_group(GROUP, done)).expect("create anew");
+    let entries: Vec<_> = (0..3).map(|i| entry(1, i, 10)).collect();
+    durable(|done| anew.append(entries.clone(), done)).expect("append");
+    drop(applying);
+
+    let result = question.recv_timeout(Duration::from_secs(60)).expect("the callback comes");
+    assert!(matches!(result, Err(StoreError::NoGroup(GROUP))), "{result:?}");
+    common::checkpoint(&store).expect("checkpoint");
+    let usage = store.usage();
+    let blocks = (usage.data_blocks_used, usage.data_blocks_pending_free, usage.data_blocks_free);
+    assert_eq!(blocks, (0, 0, 2_000));
+    drop((anew, other, store));
+    let (_store, found) = open(&disk);
+    assert_eq!(found[0].group.entries(0..9, 9999).expect("read"), entries);
+}

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, Probe, opcode, types};
 
 /// Writes that are submitted at once; more follow when these are done.
 const DEPTH: u32 = 64;
@@ -13,15 +13,21 @@ const DEPTH: u32 = 64;
 pub(super) struct Uring(IoUring);
 
 impl Uring {
-    /// None where the kernel, or the container's seccomp profile, refuses io_uring.
+    /// None where the kernel is too old for such writes, or it or the container's seccomp profile
+    /// refuses io_uring.
     pub fn new() -> Option<Self> {
-        match IoUring::new(DEPTH) {
-            Ok(ring) => Some(Self(ring)),
-            Err(error) => {
-                tracing::info!(%error, "no io_uring here: writing with pwrite");
-                None
+        let open = || {
+            let ring = IoUring::new(DEPTH)?;
+            let mut probe = Probe::new();
+            ring.submitter().register_probe(&mut probe)?;
+            match probe.is_supported(opcode::Write::CODE) {
+                true => Ok(Self(ring)),
+                false => Err(io::Error::from(io::ErrorKind::Unsupported)),
             }
-        }
+        };
+        open()
+            .inspect_err(|error| tracing::info!(%error, "no io_uring here: writing with pwrite"))
+            .ok()
     }
 
     /// Writes everything. After an error the ring may still refer to buffers it never submitted:
