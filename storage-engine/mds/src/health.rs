@@ -85,7 +85,7 @@ impl Counts {
     fn of(scene: Scene<'_>) -> Self {
         let mut counts = Self::default();
         for (id, copyset) in &scene.state.copysets {
-            match scene.view.condition(*id, copyset, scene.now) {
+            match scene.condition(*id, copyset) {
                 Condition::Whole => counts.whole += 1,
                 Condition::Degraded { .. } => counts.degraded += 1,
                 Condition::Unavailable => counts.unavailable += 1,
@@ -120,12 +120,10 @@ impl Counts {
 
 /// Replicas of the copyset that has lost most, and how many it should have.
 fn fewest_replicas(scene: Scene<'_>) -> (usize, usize) {
-    let missing =
-        |(id, copyset): (&CopysetId, &Copyset)| match scene.view.condition(*id, copyset, scene.now)
-        {
-            Condition::Degraded { replicas } => Some((replicas, copyset.voters.len())),
-            _ => None,
-        };
+    let missing = |(id, copyset): (&CopysetId, &Copyset)| match scene.condition(*id, copyset) {
+        Condition::Degraded { replicas } => Some((replicas, copyset.voters.len())),
+        _ => None,
+    };
     let all = scene.state.copysets.iter().filter_map(missing);
     all.max_by_key(|(have, want)| want - have).unwrap_or_default()
 }

@@ -70,7 +70,7 @@ impl Metrics {
 
         let conditions = || {
             let all = state.copysets.iter();
-            all.map(|(id, copyset)| scene.view.condition(*id, copyset, scene.now))
+            all.map(|(id, copyset)| scene.condition(*id, copyset))
         };
         let count = |wanted: fn(&Condition) -> bool| conditions().filter(wanted).count();
         set(&self.copysets, "whole", count(|c| *c == Condition::Whole));

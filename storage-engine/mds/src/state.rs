@@ -251,6 +251,11 @@ impl Copyset {
         self.voters.contains(&device) || self.joining.is_some_and(|joining| joining.add == device)
     }
 
+    /// Whether these are its voters, in any order.
+    pub fn has_voters(&self, voters: &[DeviceId]) -> bool {
+        voters.len() == self.voters.len() && voters.iter().all(|id| self.voters.contains(id))
+    }
+
     pub fn quorum(&self) -> usize {
         self.voters.len() / 2 + 1
     }

@@ -108,24 +108,6 @@ impl View {
             state.volumes.values().flat_map(|volume| volume.sessions.keys().copied()).collect();
         self.sessions.retain(|id, _| open.contains(id));
     }
-
-    /// How a copyset fares.
-    pub fn condition(&self, id: CopysetId, copyset: &Copyset, now: Moment) -> Condition {
-        let whole = copyset.voters.iter().filter(|voter| self.hosts(**voter, id, now)).count();
-        let led = self.leader_of(id, now).is_some();
-        if whole == copyset.voters.len() && led && copyset.joining.is_none() {
-            Condition::Whole
-        } else if whole >= copyset.quorum() && led {
-            Condition::Degraded { replicas: whole }
-        } else {
-            Condition::Unavailable
-        }
-    }
-
-    fn hosts(&self, device: DeviceId, id: CopysetId, now: Moment) -> bool {
-        self.is_up(device, now)
-            && self.devices.get(&device).is_some_and(|seen| seen.replicas.contains_key(&id))
-    }
 }
 
 /// What a heartbeat carries for the view.
@@ -163,8 +145,30 @@ impl<'a> Scene<'a> {
 
     /// Its replicas are to be re-created elsewhere: it was wiped, or silent for too long.
     pub fn is_out(&self, id: DeviceId) -> bool {
-        let superseded = self.state.devices.get(&id).is_none_or(|device| device.superseded);
-        superseded || self.view.silence(id, self.now) > self.out_after.max(DOWN_AFTER)
+        self.is_wiped(id) || self.view.silence(id, self.now) > self.out_after.max(DOWN_AFTER)
+    }
+
+    /// How a copyset fares.
+    pub fn condition(&self, id: CopysetId, copyset: &Copyset) -> Condition {
+        let whole = copyset.voters.iter().filter(|voter| self.hosts(**voter, id)).count();
+        let led = self.view.leader_of(id, self.now).is_some();
+        if whole == copyset.voters.len() && led && copyset.joining.is_none() {
+            Condition::Whole
+        } else if whole >= copyset.quorum() && led {
+            Condition::Degraded { replicas: whole }
+        } else {
+            Condition::Unavailable
+        }
+    }
+
+    /// A wiped device has nothing, however short ago it reported under its old identity.
+    fn hosts(&self, id: DeviceId, copyset: CopysetId) -> bool {
+        let reported = || self.view.devices[&id].replicas.contains_key(&copyset);
+        !self.is_wiped(id) && self.is_up(id) && reported()
+    }
+
+    fn is_wiped(&self, id: DeviceId) -> bool {
+        self.state.devices.get(&id).is_none_or(|device| device.superseded)
     }
 
     /// Devices that may take replicas of the pool now.

@@ -1,7 +1,6 @@
 //! What a device is told in answer to its heartbeat. Computed afresh each time from what is known,
 //! so that an order that was lost or refused comes again.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use curve_types::{CopysetId, DeviceId};
@@ -78,9 +77,7 @@ fn plan_change(
     report: &Report,
     term: u64,
 ) -> Option<proto::ChangeMembership> {
-    let reported: BTreeSet<_> = report.voters.iter().copied().collect();
-    let known: BTreeSet<_> = copyset.voters.iter().copied().collect();
-    if reported != known {
+    if !copyset.has_voters(&report.voters) {
         // A change is on its way or not yet taken over.
         return None;
     }

@@ -41,14 +41,12 @@ pub fn plan_observations(scene: Scene<'_>) -> Vec<Kind> {
         if !copyset.active {
             formed.push(id.0);
         }
-        let reported: BTreeSet<_> = report.voters.iter().collect();
-        let known: BTreeSet<_> = copyset.voters.iter().collect();
         // Between the two steps of a change the old and the new voters are needed: one too many,
         // and soon over.
-        if reported.len() != scene.state.pools[&copyset.pool].replicas as usize {
+        if report.voters.len() != scene.state.pools[&copyset.pool].replicas as usize {
             continue;
         }
-        if reported != known && report.config_index > copyset.config_index {
+        if !copyset.has_voters(&report.voters) && report.config_index > copyset.config_index {
             commands.push(Kind::ObserveMembership(log::ObservedMembership {
                 copyset: id.0,
                 config_index: report.config_index,
@@ -79,7 +77,9 @@ pub fn plan_replacements(scene: Scene<'_>) -> Vec<Kind> {
         |(_, copyset): &(&CopysetId, &Copyset)| copyset.active && copyset.joining.is_none();
     for (id, copyset) in scene.state.copysets.iter().filter(at_rest) {
         // Without a leader nothing can be moved; planning it would only hold up other copysets.
-        if scene.view.leader_of(*id, scene.now).is_none() {
+        let Some((_, report)) = scene.view.leader_of(*id, scene.now) else { continue };
+        // A change is on its way or not yet taken over: who is to be replaced is not known.
+        if !copyset.has_voters(&report.voters) {
             continue;
         }
         let Some(remove) = copyset.voters.iter().find(|voter| scene.is_out(**voter)) else {
