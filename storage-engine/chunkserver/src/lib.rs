@@ -12,6 +12,7 @@ mod machine;
 mod metrics;
 mod options;
 mod orders;
+mod reads;
 mod server;
 mod service;
 

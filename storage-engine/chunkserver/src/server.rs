@@ -22,6 +22,7 @@ use crate::device::{self, OpenDevice};
 use crate::heartbeat::beat;
 use crate::machine::{BlockMachine, BlockState};
 use crate::metrics::Metrics;
+use crate::reads::ReadReaper;
 use crate::service::{BlockService, Replica, Replicas};
 use crate::{AddressBook, ChunkserverOptions, DeviceError};
 
@@ -60,6 +61,7 @@ pub struct BlockServer {
     replicas: Replicas,
     addresses: Arc<AddressBook>,
     metrics: Metrics,
+    _reaper: Option<ReadReaper>,
 }
 
 /// What a `BlockServer` is made of.
@@ -75,6 +77,7 @@ impl BlockServer {
     /// Starts every copyset found on the device.
     pub async fn start(options: BlockServerOptions) -> Result<Self, HostError> {
         let BlockServerOptions { device, peer_key, store, recovered, timing } = options;
+        let reaper = ReadReaper::start(&store);
         let replicas = Replicas::default();
         let addresses = Arc::new(AddressBook::default());
         let host_options = HostOptions {
@@ -89,7 +92,7 @@ impl BlockServer {
         };
         let host = RaftHost::start(host_options, factory(replicas.clone())).await?;
         let metrics = Metrics::default();
-        Ok(Self { device, peer_key, store, host, replicas, addresses, metrics })
+        Ok(Self { device, peer_key, store, host, replicas, addresses, metrics, _reaper: reaper })
     }
 
     pub fn device(&self) -> DeviceId {

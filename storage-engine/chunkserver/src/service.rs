@@ -8,20 +8,23 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use curve_raft::{GroupHandle, ProposeError, RaftHost, ReadError};
-use curve_store::{Group, StoreError};
+use curve_store::{BegunRead, Group, StoreError};
 use curve_types::CopysetId;
 use curve_wire::auth::Principal;
-use curve_wire::chunk::{ChunkError, Command, KIND_PROPOSE, KIND_READ, Read, encode_reply};
+use curve_wire::chunk::{
+    ChunkError, ChunkRange, Command, KIND_PROPOSE, KIND_READ, Read, encode_reply,
+};
 use curve_wire::frame::Frame;
 use curve_wire::rpc::{Replier, Request, Service};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
 
-/// Reads at the disk at a time: as deep as one disk makes use of, each on a thread of its own.
+/// Reads at the disk at a time: as deep as one disk makes use of. Those that do not lie in one piece
+/// take a thread each.
 const READS_MAX: usize = 64;
 
 /// What reads need of a replica, by copyset.
@@ -178,11 +181,7 @@ impl Inner {
             state.check_read(range.key.volume, session, epoch)?;
         }
         let _slot = self.reads.acquire().await.expect("never closed");
-        let stored = tokio::task::spawn_blocking(move || {
-            replica.group.read(range.key, range.offset, range.len)
-        });
-        let stored = stored.await.map_err(|_| ChunkError::Unavailable)?;
-        stored.map_err(|error| {
+        read_stored(replica.group, range).await.map_err(|error| {
             tracing::error!(%copyset, chunk = %range.key, %error, "read failed");
             match error {
                 StoreError::BadBlock { .. } => ChunkError::Damaged,
@@ -191,4 +190,22 @@ impl Inner {
             }
         })
     }
+}
+
+async fn read_stored(group: Group, range: ChunkRange) -> Result<Bytes, StoreError> {
+    let ChunkRange { key, offset, len } = range;
+    let (answer, answered) = oneshot::channel();
+    let fetched = Box::new(move |fetched| drop(answer.send(fetched)));
+    match group.begin_read(key, offset, len, fetched)? {
+        BegunRead::Ready(bytes) => Ok(bytes),
+        BegunRead::Pending => answered.await.map_err(|_| stopped())?.into_bytes(),
+        BegunRead::Declined => {
+            let read = tokio::task::spawn_blocking(move || group.read(key, offset, len));
+            read.await.map_err(|_| stopped())?
+        }
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Failed { reason: "the server is stopping".into() }
 }

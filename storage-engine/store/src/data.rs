@@ -172,8 +172,13 @@ pub(crate) fn read_verified(
         device.read("read data", bytes, offset + u64::from(first.block) * BLOCK_SIZE)?;
         at += run;
     }
+    Ok(first_bad(addrs, buf))
+}
+
+/// The first block whose bytes do not match its checksum.
+pub(crate) fn first_bad(addrs: &[BlockAddr], buf: &[u8]) -> Option<usize> {
     let mut blocks = addrs.iter().zip(buf.chunks_exact(BLOCK_SIZE as usize));
-    Ok(blocks.position(|(addr, bytes)| crc32c(bytes) != addr.crc))
+    blocks.position(|(addr, bytes)| crc32c(bytes) != addr.crc)
 }
 
 /// Counts blocks in memory and makes appliers wait for the flusher.

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 mod extents;
 mod file;
+mod reads;
 #[cfg(feature = "sim")]
 mod sim;
 mod uring;
 
 pub use file::FileDisk;
+pub use reads::AsyncReads;
 #[cfg(feature = "sim")]
 pub use sim::SimDisk;
 
@@ -40,11 +43,15 @@ pub trait Disk: Send + Sync + 'static {
         let _ = from;
         Ok(None)
     }
+    /// How to read without a thread that waits, where the disk can.
+    fn async_reads(&self) -> Option<&Arc<AsyncReads>> {
+        None
+    }
     /// Makes every write that has returned durable.
     fn sync(&self) -> io::Result<()>;
 }
 
-impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
+impl<D: Disk + ?Sized> Disk for Arc<D> {
     fn len(&self) -> u64 {
         (**self).len()
     }
@@ -63,6 +70,10 @@ impl<D: Disk + ?Sized> Disk for std::sync::Arc<D> {
 
     fn next_unwritten(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         (**self).next_unwritten(from)
+    }
+
+    fn async_reads(&self) -> Option<&Arc<AsyncReads>> {
+        (**self).async_reads()
     }
 
     fn sync(&self) -> io::Result<()> {

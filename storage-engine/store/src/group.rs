@@ -10,7 +10,7 @@ use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId};
 use crate::core::{Core, Switch};
 use crate::log::index::{Loc, LogIndex, Slot, check_entries};
 use crate::payload::{self, Blocks};
-use crate::space::{ChunkMap, Pin, Space, places, read_places};
+use crate::space::{BegunRead, ChunkMap, Fetched, Pin, Space, places, read_places};
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
@@ -377,6 +377,19 @@ impl Group {
             // If the group is there, an install has put another space in the place of that one.
             self.check_exists()?;
         }
+    }
+
+    /// As `read`, without a thread that waits for the disk: `fetched` is called by whoever reaps
+    /// `Store::async_reads`, and must not block. Not every read can be made that way.
+    pub fn begin_read(
+        &self,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+        fetched: Box<dyn FnOnce(Fetched) + Send>,
+    ) -> Result<BegunRead, StoreError> {
+        self.core().device.check()?;
+        self.inner.space().begin_read(key, offset, len, fetched)
     }
 
     fn check_exists(&self) -> Result<(), StoreError> {

@@ -29,9 +29,10 @@ mod wal;
 #[cfg(feature = "sim")]
 pub use crate::{disk::SimDisk, superblock::format_small};
 pub use apply::Apply;
-pub use disk::{Disk, FileDisk};
+pub use disk::{AsyncReads, Disk, FileDisk};
 pub use error::StoreError;
 pub use group::{ChunkView, Group, Install};
 pub use log::{LogEntry, LogPosition, LogState, Vote};
+pub use space::{BegunRead, Fetched};
 pub use store::{Done, RecoveredGroup, StateProvider, Store, StoreOptions, Usage};
 pub use superblock::{DeviceState, FormatOptions, Superblock, format, inspect};

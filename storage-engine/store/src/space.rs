@@ -1,6 +1,7 @@
 //! The chunk space of one group: its tables, the blocks it displaced, and who still needs them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
@@ -9,10 +10,10 @@ use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
 
 use crate::StoreError;
-use crate::aligned::AlignedBuf;
+use crate::aligned::{AlignedBuf, PooledBuf};
 use crate::alloc::Holder;
 use crate::chunk::{BlockAddr, Chunk, Displaced, InMemory, Place};
-use crate::data::DataArea;
+use crate::data::{DataArea, first_bad};
 
 const BLOCK: u32 = BLOCK_SIZE as u32;
 
@@ -399,19 +400,108 @@ impl Space {
         len: u32,
     ) -> Result<Option<Bytes>, StoreError> {
         check_range(offset, u64::from(len))?;
-        let pin = self.pin();
-        let places = {
-            let tables = self.tables();
-            if tables.retired {
-                return Ok(None);
-            }
-            // Places, not the chunk: holding the chunk would make a writer beside us copy it.
-            tables.chunks.get(&key).map(|chunk| places(chunk, offset, len))
-        };
+        let Some((pin, places)) = self.locate(key, offset, len) else { return Ok(None) };
         let result = read_places(&self.data, places, key, offset, len);
         drop(pin);
         result.map(Some)
     }
+
+    /// Where the blocks of a range are (None: all holes), kept from being reused by the pin. None
+    /// once the space is retired.
+    fn locate(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+    ) -> Option<(Pin, Option<Vec<Place>>)> {
+        let pin = self.pin();
+        let tables = self.tables();
+        // Places, not the chunk: holding the chunk would make a writer beside us copy it.
+        let found = tables.chunks.get(&key).map(|chunk| places(chunk, offset, len));
+        (!tables.retired).then_some((pin, found))
+    }
+
+    /// See `Group::begin_read`.
+    pub fn begin_read(
+        self: &Arc<Self>,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+        fetched: Box<dyn FnOnce(Fetched) + Send>,
+    ) -> Result<BegunRead, StoreError> {
+        check_range(offset, u64::from(len))?;
+        let Some(reads) = self.data.device.disk().async_reads() else {
+            return Ok(BegunRead::Declined);
+        };
+        let Some((pin, places)) = self.locate(key, offset, len) else {
+            return Ok(BegunRead::Declined);
+        };
+        let on_device = |place: &Place| matches!(place, Place::Device(_));
+        if !places.as_ref().is_some_and(|places| places.iter().any(on_device)) {
+            return read_places(&self.data, places, key, offset, len).map(BegunRead::Ready);
+        }
+        let Some(addrs) = neighbours(&places.unwrap_or_default()) else {
+            return Ok(BegunRead::Declined);
+        };
+        let at = self.data.device_offset(addrs[0].block);
+        let buf = AlignedBuf::take(addrs.len() * BLOCK as usize);
+        let done = move |read| fetched(Fetched { pin, addrs, key, offset, len, read });
+        Ok(match reads.begin(buf, at, Box::new(done)) {
+            true => BegunRead::Pending,
+            false => BegunRead::Declined,
+        })
+    }
+}
+
+/// How a read began.
+pub enum BegunRead {
+    /// Nothing of it was on the disk.
+    Ready(Bytes),
+    /// The callback will come, or has come.
+    Pending,
+    /// Use `Group::read`; the callback was dropped.
+    Declined,
+}
+
+/// What the disk answered to a read.
+pub struct Fetched {
+    pin: Pin,
+    addrs: Vec<BlockAddr>,
+    key: ChunkKey,
+    offset: u32,
+    len: u32,
+    read: io::Result<PooledBuf>,
+}
+
+impl Fetched {
+    /// The bytes, verified.
+    pub fn into_bytes(self) -> Result<Bytes, StoreError> {
+        let Self { pin, addrs, key, offset, len, read } = self;
+        let data = &pin.space.data;
+        let buf = read.map_err(|source| {
+            let at = data.device_offset(addrs[0].block);
+            data.device.fail(StoreError::io("read data", at, source))
+        })?;
+        if let Some(bad) = first_bad(&addrs, &buf) {
+            let block = offset / BLOCK + bad as u32;
+            return Err(StoreError::BadBlock { key, block, device_block: addrs[bad].block });
+        }
+        let within = (offset % BLOCK) as usize..(offset % BLOCK + len) as usize;
+        Ok(Bytes::from_owner(buf).slice(within))
+    }
+}
+
+/// The blocks' addresses, if all of them lie on the device, one after the other.
+fn neighbours(places: &[Place]) -> Option<Vec<BlockAddr>> {
+    let mut addrs: Vec<BlockAddr> = Vec::with_capacity(places.len());
+    for place in places {
+        let Place::Device(addr) = place else { return None };
+        if addrs.last().is_some_and(|last| last.block + 1 != addr.block) {
+            return None;
+        }
+        addrs.push(*addr);
+    }
+    Some(addrs)
 }
 
 /// Where the blocks that `offset..offset + len` touches are.

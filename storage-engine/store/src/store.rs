@@ -23,7 +23,7 @@ use crate::wal::queue::{Job, Queue, Queued};
 use crate::wal::ring::Ring;
 use crate::wal::space::{Purpose, WalSpace};
 use crate::wal::writer::{Capture, Writer, WriterStats};
-use crate::{Disk, Group, LogPosition, LogState, StoreError, Superblock, Vote};
+use crate::{AsyncReads, Disk, Group, LogPosition, LogState, StoreError, Superblock, Vote};
 
 /// The overlay takes at most this part of the data area's size, so that the reserve kept for
 /// flushing it stays a small part of a small device.
@@ -288,6 +288,12 @@ impl Store {
             Ok(()) => self.core().upkeep.checkpoint(done),
             Err(error) => done(Err(error)),
         }
+    }
+
+    /// Reads begun by `Group::begin_read`; they end when these are reaped. None where the disk
+    /// reads with threads only.
+    pub fn async_reads(&self) -> Option<&Arc<AsyncReads>> {
+        self.core().device.disk().async_reads()
     }
 
     pub fn usage(&self) -> Usage {

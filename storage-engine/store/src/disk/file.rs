@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::reads::AsyncReads;
 use super::uring::Uring;
 use super::{Disk, extents};
 
@@ -17,6 +18,8 @@ pub struct FileDisk {
     len: u64,
     /// None where there is no io_uring, or after it has failed.
     ring: Mutex<Option<Uring>>,
+    /// None where there is no io_uring.
+    reads: Option<Arc<AsyncReads>>,
 }
 
 impl FileDisk {
@@ -53,7 +56,8 @@ impl FileDisk {
             ),
         })?;
         let len = io::Seek::seek(&mut &file, io::SeekFrom::End(0))?;
-        Ok(Self { file, len, ring: Mutex::new(Uring::new()) })
+        let reads = AsyncReads::new(&file).map(Arc::new);
+        Ok(Self { file, len, ring: Mutex::new(Uring::new()), reads })
     }
 }
 
@@ -112,6 +116,10 @@ impl Disk for FileDisk {
             true => extents::next_unwritten(&self.file, from),
             false => Ok(None),
         }
+    }
+
+    fn async_reads(&self) -> Option<&Arc<AsyncReads>> {
+        self.reads.as_ref()
     }
 
     fn sync(&self) -> io::Result<()> {

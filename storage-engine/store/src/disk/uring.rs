@@ -12,22 +12,25 @@ const DEPTH: u32 = 64;
 
 pub(super) struct Uring(IoUring);
 
+/// A ring that knows the operation. An error where the kernel is too old for it, or where it or the
+/// container's seccomp profile refuses io_uring.
+pub(super) fn open(depth: u32, operation: u8) -> io::Result<IoUring> {
+    let ring = IoUring::new(depth)?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    match probe.is_supported(operation) {
+        true => Ok(ring),
+        false => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 impl Uring {
-    /// None where the kernel is too old for such writes, or it or the container's seccomp profile
-    /// refuses io_uring.
+    /// None where io_uring is refused.
     pub fn new() -> Option<Self> {
-        let open = || {
-            let ring = IoUring::new(DEPTH)?;
-            let mut probe = Probe::new();
-            ring.submitter().register_probe(&mut probe)?;
-            match probe.is_supported(opcode::Write::CODE) {
-                true => Ok(Self(ring)),
-                false => Err(io::Error::from(io::ErrorKind::Unsupported)),
-            }
-        };
-        open()
+        open(DEPTH, opcode::Write::CODE)
             .inspect_err(|error| tracing::info!(%error, "no io_uring here: writing with pwrite"))
             .ok()
+            .map(Self)
     }
 
     /// Writes everything. After an error the ring may still refer to buffers it never submitted:
