@@ -22,6 +22,11 @@ use crate::cluster::NoCluster;
 use crate::output::print_error;
 use crate::playground::BadPlan;
 
+/// Frames come and go from 4 KiB to a few MiB on every thread: the system's allocator spends more on
+/// that, and gives memory back to the kernel only to ask for it again (docs/performance.md).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Exit status of a command line that makes no sense; clap uses the same.
 const USAGE: u8 = 2;
 
