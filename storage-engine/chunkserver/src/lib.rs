@@ -13,6 +13,7 @@ mod metrics;
 mod options;
 mod orders;
 mod reads;
+mod repair;
 mod server;
 mod service;
 

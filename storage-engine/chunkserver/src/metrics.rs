@@ -13,11 +13,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::repair::Outcome;
+
 /// Kinds of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Operation {
     Propose,
     Read,
+    PeerRead,
     Unknown,
 }
 
@@ -26,6 +29,7 @@ impl Operation {
         match self {
             Self::Propose => "propose",
             Self::Read => "read",
+            Self::PeerRead => "peer_read",
             Self::Unknown => "unknown",
         }
     }
@@ -42,6 +46,11 @@ struct OpLabels {
     op: &'static str,
 }
 
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct RepairLabels {
+    outcome: &'static str,
+}
+
 #[derive(Clone)]
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
@@ -56,6 +65,8 @@ pub(crate) struct Metrics {
     leaders: Gauge,
     stopped: Gauge,
     serving: Gauge,
+    repairs: Family<RepairLabels, Counter>,
+    differing: Counter,
 }
 
 /// From a write on a fast disk to one that waited for an election.
@@ -81,6 +92,8 @@ impl Default for Metrics {
             leaders: Gauge::default(),
             stopped: Gauge::default(),
             serving: Gauge::default(),
+            repairs: Family::default(),
+            differing: Counter::default(),
         }
     }
 }
@@ -106,6 +119,10 @@ impl Metrics {
         registry.register("leaders", "Replicas here that lead", self.leaders.clone());
         registry.register("stopped", "Replicas here that failed", self.stopped.clone());
         registry.register("serving", "1 while requests are taken", self.serving.clone());
+        let help = "Damaged blocks that reads found, by what became of them";
+        registry.register("block_repairs", help, self.repairs.clone());
+        let help = "Blocks of which replicas hold copies that are valid and differ";
+        registry.register("differing_blocks", help, self.differing.clone());
     }
 
     pub fn record(
@@ -133,6 +150,14 @@ impl Metrics {
         set(&self.copysets, reports.len() as u64);
         set(&self.leaders, reports.iter().filter(|report| report.is_leader).count() as u64);
         set(&self.stopped, reports.iter().filter(|report| report.failure.is_some()).count() as u64);
+    }
+
+    pub fn repair(&self, outcome: Outcome) {
+        self.repairs.get_or_create(&RepairLabels { outcome: outcome.as_str() }).inc();
+    }
+
+    pub fn replicas_differ(&self) {
+        self.differing.inc();
     }
 
     pub fn set_serving(&self, serving: bool) {

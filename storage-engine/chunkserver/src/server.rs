@@ -23,6 +23,7 @@ use crate::heartbeat::beat;
 use crate::machine::{BlockMachine, BlockState};
 use crate::metrics::Metrics;
 use crate::reads::ReadReaper;
+use crate::repair::Repairer;
 use crate::service::{BlockService, Replica, Replicas};
 use crate::{AddressBook, ChunkserverOptions, DeviceError};
 
@@ -131,10 +132,17 @@ impl BlockServer {
     /// Serves a data-plane socket until dropped.
     pub async fn serve(&self, listener: TcpListener) {
         let admission = Admission::new(self.store.clone());
+        let repairer = Repairer::new(
+            self.device,
+            self.peer_key.clone(),
+            self.addresses.clone(),
+            self.metrics.clone(),
+        );
         let service = BlockService::new(
             self.host.clone(),
             self.replicas.clone(),
             admission,
+            repairer,
             self.metrics.clone(),
         );
         self.metrics.set_serving(true);

@@ -9,10 +9,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use curve_raft::{GroupHandle, ProposeError, RaftHost, ReadError};
 use curve_store::{BegunRead, Group, StoreError};
-use curve_types::CopysetId;
+use curve_types::{BLOCK_SIZE, CopysetId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{
-    ChunkError, ChunkRange, Command, KIND_PROPOSE, KIND_READ, Read, encode_reply,
+    ChunkError, ChunkMessageError, ChunkRange, Command, KIND_PEER_READ, KIND_PROPOSE, KIND_READ,
+    PeerRead, Read, encode_reply,
 };
 use curve_wire::frame::Frame;
 use curve_wire::rpc::{Replier, Request, Service};
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use crate::admission::Admission;
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
+use crate::repair::{Repairer, peer_block};
 
 /// Reads at the disk at a time: as deep as one disk makes use of. Those that do not lie in one piece
 /// take a thread each.
@@ -64,14 +66,21 @@ struct Inner {
     host: RaftHost,
     replicas: Replicas,
     admission: Admission,
-    reads: Arc<Semaphore>,
+    reads: Semaphore,
+    repairer: Repairer,
     metrics: Metrics,
 }
 
 impl BlockService {
-    pub fn new(host: RaftHost, replicas: Replicas, admission: Admission, metrics: Metrics) -> Self {
-        let reads = Arc::new(Semaphore::new(READS_MAX));
-        Self { inner: Arc::new(Inner { host, replicas, admission, reads, metrics }) }
+    pub fn new(
+        host: RaftHost,
+        replicas: Replicas,
+        admission: Admission,
+        repairer: Repairer,
+        metrics: Metrics,
+    ) -> Self {
+        let reads = Semaphore::new(READS_MAX);
+        Self { inner: Arc::new(Inner { host, replicas, admission, reads, repairer, metrics }) }
     }
 }
 
@@ -104,6 +113,11 @@ impl Inner {
                 let bytes = read.as_ref().map_or(0, Bytes::len);
                 (Operation::Read, read.map(|data| encode_reply(&Ok(data))), bytes)
             }
+            KIND_PEER_READ => {
+                let read = self.peer_read(principal, copyset, &frame.body).await;
+                let bytes = read.as_ref().map_or(0, Bytes::len);
+                (Operation::PeerRead, read.map(|data| encode_reply(&Ok(data))), bytes)
+            }
             kind => {
                 tracing::warn!(?principal, kind, "refused a frame of unknown kind");
                 (Operation::Unknown, Err(ChunkError::BadRequest), 0)
@@ -126,7 +140,7 @@ impl Inner {
         copyset: CopysetId,
         body: Bytes,
     ) -> Result<(Bytes, Bytes), ChunkError> {
-        let malformed = |error: curve_wire::chunk::ChunkMessageError| {
+        let malformed = |error: ChunkMessageError| {
             tracing::warn!(?principal, %copyset, %error, "refused a malformed command");
             ChunkError::BadRequest
         };
@@ -171,6 +185,32 @@ impl Inner {
         })?;
         authorize::read(&principal, &read)?;
         let (group, replica) = self.group(copyset)?;
+        // Each time at least one block more is whole, unless the device damages them as fast.
+        for _ in 0..=u64::from(read.range.len).div_ceil(BLOCK_SIZE) + 1 {
+            let error = match self.read_once(&group, &replica, read).await? {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => error,
+            };
+            tracing::error!(%copyset, chunk = %read.range.key, %error, "read failed");
+            match error {
+                StoreError::BadBlock { key, block, .. } => {
+                    if !self.repairer.repair(&group, &replica.group, key, block).await {
+                        break;
+                    }
+                }
+                error => return Err(chunk_error(&error)),
+            }
+        }
+        Err(ChunkError::Damaged)
+    }
+
+    /// The inner error is the store's.
+    async fn read_once(
+        &self,
+        group: &GroupHandle,
+        replica: &Replica,
+        read: Read,
+    ) -> Result<Result<Bytes, StoreError>, ChunkError> {
         group.read_barrier().await.map_err(|error| match error {
             ReadError::NotLeader { leader } => ChunkError::NotLeader { leader },
             ReadError::NoQuorum | ReadError::Stopped => ChunkError::Unavailable,
@@ -181,13 +221,28 @@ impl Inner {
             state.check_read(range.key.volume, session, epoch)?;
         }
         let _slot = self.reads.acquire().await.expect("never closed");
-        read_stored(replica.group, range).await.map_err(|error| {
-            tracing::error!(%copyset, chunk = %range.key, %error, "read failed");
-            match error {
-                StoreError::BadBlock { .. } => ChunkError::Damaged,
-                StoreError::NoGroup(_) => ChunkError::NoSuchCopyset,
-                _ => ChunkError::Unavailable,
-            }
+        Ok(read_stored(replica.group.clone(), range).await)
+    }
+
+    /// A member of the copyset asks for a block as it is here, whoever leads.
+    async fn peer_read(
+        &self,
+        principal: Principal,
+        copyset: CopysetId,
+        body: &[u8],
+    ) -> Result<Bytes, ChunkError> {
+        let PeerRead { key, block } = PeerRead::decode(body).map_err(|error| {
+            tracing::warn!(?principal, %copyset, %error, "refused a malformed peer read");
+            ChunkError::BadRequest
+        })?;
+        let (group, replica) = self.group(copyset)?;
+        match principal {
+            Principal::Peer { device } if group.members().contains(&device) => {}
+            _ => return Err(ChunkError::Forbidden),
+        }
+        peer_block(&replica.group, key, block).await.map(|block| block.encode()).map_err(|error| {
+            tracing::warn!(%copyset, chunk = %key, block, %error, "no block for a peer");
+            chunk_error(&error)
         })
     }
 }
@@ -203,6 +258,14 @@ async fn read_stored(group: Group, range: ChunkRange) -> Result<Bytes, StoreErro
             let read = tokio::task::spawn_blocking(move || group.read(key, offset, len));
             read.await.map_err(|_| stopped())?
         }
+    }
+}
+
+fn chunk_error(error: &StoreError) -> ChunkError {
+    match error {
+        StoreError::BadBlock { .. } => ChunkError::Damaged,
+        StoreError::NoGroup(_) => ChunkError::NoSuchCopyset,
+        _ => ChunkError::Unavailable,
     }
 }
 

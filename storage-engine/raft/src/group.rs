@@ -213,6 +213,11 @@ impl GroupHandle {
         age.is_some_and(|age| age < core.shared.timing.lease && core.shared.clock.trusts(age))
     }
 
+    /// Voters and learners of the effective configuration.
+    pub fn members(&self) -> BTreeSet<DeviceId> {
+        self.core.members()
+    }
+
     pub fn leader(&self) -> Option<DeviceId> {
         self.core.look(|m| m.current_leader.map(|id| id.0))
     }

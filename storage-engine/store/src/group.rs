@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use bytes::Bytes;
 use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId};
 
+use crate::chunk::Place;
 use crate::core::{Core, Switch};
 use crate::log::index::{Loc, LogIndex, Slot, check_entries};
 use crate::payload::{self, Blocks};
-use crate::space::{BegunRead, ChunkMap, Fetched, Pin, Space, places, read_places};
+use crate::space::{BegunRead, ChunkMap, Fetched, Pin, Space, place, places, read_places};
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
@@ -475,6 +476,14 @@ impl ChunkView {
             }
         }
         ranges
+    }
+
+    pub(crate) fn place(&self, key: ChunkKey, index: u16) -> Place {
+        place(&self.shared.chunks, key, index)
+    }
+
+    pub(crate) fn is_of(&self, space: &Arc<Space>) -> bool {
+        Arc::ptr_eq(&self.shared.pin.space, space)
     }
 
     /// Bytes of a run of blocks.

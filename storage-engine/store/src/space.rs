@@ -127,6 +127,10 @@ impl Space {
         self.tables().chunks.clone()
     }
 
+    pub fn place(&self, key: ChunkKey, index: u16) -> Place {
+        place(&self.tables().chunks, key, index)
+    }
+
     /// Blocks in memory now, in table order.
     pub fn dirty_blocks(&self) -> Vec<DirtyBlock> {
         let mut tables = self.tables_mut();
@@ -502,6 +506,11 @@ fn neighbours(places: &[Place]) -> Option<Vec<BlockAddr>> {
         addrs.push(*addr);
     }
     Some(addrs)
+}
+
+/// Where one block is.
+pub(crate) fn place(chunks: &ChunkMap, key: ChunkKey, index: u16) -> Place {
+    chunks.get(&key).map_or(Place::Hole, |chunk| chunk.place(index))
 }
 
 /// Where the blocks that `offset..offset + len` touches are.

@@ -1,7 +1,7 @@
 //! Data-plane messages about chunks: commands that go through a copyset's log, reads that its
-//! leader answers, and the ways either can fail.
+//! leader answers, blocks that its replicas ask of each other, and the ways each can fail.
 //!
-//! A command and a read share one 64-byte header, followed by the payload of a write:
+//! All requests share one 64-byte header, followed by the payload of a write:
 //!
 //! | offset | size | field |
 //! |---|---|---|
@@ -17,13 +17,17 @@
 //! | 56 | 8 | floor |
 
 use bytes::{Bytes, BytesMut};
-use curve_types::{CHUNK_SIZE, ChunkIndex, ChunkKey, DeviceId, Epoch, SessionId, VolumeId};
+use curve_types::{
+    BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, DeviceId, Epoch, SessionId, VolumeId,
+};
 use thiserror::Error;
 
 /// Frame kind of a command to be logged and applied.
 pub const KIND_PROPOSE: u16 = 0x0201;
 /// Frame kind of a read.
 pub const KIND_READ: u16 = 0x0202;
+/// Frame kind of a replica's question for a block as its peer has it.
+pub const KIND_PEER_READ: u16 = 0x0203;
 /// Bytes before the payload.
 const OP_HEADER_LEN: usize = 64;
 
@@ -34,6 +38,7 @@ const OP_FENCE: u8 = 4;
 const OP_DELETE: u8 = 5;
 const OP_READ: u8 = 6;
 const OP_REVOKE: u8 = 7;
+const OP_PEER_READ: u8 = 8;
 
 /// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
 /// unresolved, so that no delayed duplicate below it may take effect any more.
@@ -100,7 +105,7 @@ pub struct Read {
 pub enum ChunkMessageError {
     #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
     Short(usize),
-    #[error("chunk operation is {0}, expected 1 to 7")]
+    #[error("chunk operation is {0}, expected 1 to 8")]
     Operation(u8),
     #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
     Range { offset: u32, len: u32 },
@@ -262,6 +267,59 @@ impl Read {
     }
 }
 
+/// One block, asked of a peer by a replica whose own copy is damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerRead {
+    pub key: ChunkKey,
+    /// Number within the chunk.
+    pub block: u32,
+}
+
+impl PeerRead {
+    pub fn encode(&self) -> Bytes {
+        let offset = self.block * BLOCK_SIZE as u32;
+        let range = ChunkRange { key: self.key, offset, len: BLOCK_SIZE as u32 };
+        let header = OpHeader::of(OP_PEER_READ, range, Writer::default());
+        Bytes::copy_from_slice(&header.encode())
+    }
+
+    pub fn decode(raw: &[u8]) -> Result<Self, ChunkMessageError> {
+        let header = OpHeader::decode(raw)?;
+        if header.op != OP_PEER_READ {
+            return Err(ChunkMessageError::Operation(header.op));
+        }
+        let ChunkRange { key, offset, len } = header.range()?;
+        match offset % BLOCK_SIZE as u32 == 0 && u64::from(len) == BLOCK_SIZE {
+            true => Ok(Self { key, block: offset / BLOCK_SIZE as u32 }),
+            false => Err(ChunkMessageError::Range { offset, len }),
+        }
+    }
+}
+
+/// The answer to a `PeerRead`, inside of a `ChunkReply`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerBlock {
+    /// Log index up to which the replica has applied what the block shows.
+    pub applied: u64,
+    /// Always 4096.
+    pub data: Bytes,
+}
+
+impl PeerBlock {
+    pub fn encode(&self) -> Bytes {
+        [&self.applied.to_le_bytes()[..], &self.data].concat().into()
+    }
+
+    pub fn decode(raw: &Bytes) -> Result<Self, ChunkMessageError> {
+        match raw.split_first_chunk() {
+            Some((applied, data)) if data.len() as u64 == BLOCK_SIZE => {
+                Ok(Self { applied: u64::from_le_bytes(*applied), data: raw.slice(8..) })
+            }
+            _ => Err(ChunkMessageError::Short(raw.len())),
+        }
+    }
+}
+
 /// Why a chunk request was not carried out.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum ChunkError {
@@ -392,6 +450,20 @@ mod tests {
         }
         let read = Read { range: range(1, 2), session: SessionId(4), epoch: Epoch(5) };
         assert_eq!(Read::decode(&read.encode()), Ok(read));
+        let read = PeerRead { key: range(0, 1).key, block: 1023 };
+        assert_eq!(PeerRead::decode(&read.encode()), Ok(read));
+        let block = PeerBlock { applied: 1 << 40, data: vec![7; BLOCK_SIZE as usize].into() };
+        assert_eq!(PeerBlock::decode(&block.encode()), Ok(block.clone()));
+        assert!(PeerBlock::decode(&block.encode().slice(1..)).is_err());
+    }
+
+    #[test]
+    fn a_peer_reads_one_whole_block() {
+        for (offset, len) in [(1, 4096), (4096, 4095), (0, 8192)] {
+            let header = OpHeader::of(OP_PEER_READ, range(offset, len), Writer::default());
+            let decoded = PeerRead::decode(&header.encode());
+            assert_eq!(decoded, Err(ChunkMessageError::Range { offset, len }));
+        }
     }
 
     #[test]

@@ -17,10 +17,10 @@ use curve_types::{
     ShardRange, VolumeId, chunk_shard,
 };
 use curve_wire::auth::{Credentials, Key, Principal, session_key};
-use curve_wire::chunk::{ChunkError, ChunkRange, Command, Read, Writer};
+use curve_wire::chunk::{ChunkError, ChunkRange, Command, PeerBlock, PeerRead, Read, Writer};
 use curve_wire::rpc::Connection;
 
-use crate::rig::{COPYSETS, Rig, propose, read};
+use crate::rig::{COPYSETS, Rig, peer_read, propose, read};
 
 const DEVICE: ByteSize = ByteSize(256 << 20);
 const SIZE: u64 = 64 << 20;
@@ -300,9 +300,9 @@ async fn io_without_a_quorum_waits_and_then_fails_by_its_deadline() -> Result<()
     let failed = volume.write(0, Bytes::from(vec![2; BLOCK])).await;
     ensure!(matches!(failed, Err(BlockError::Unavailable { .. })), "{failed:?}");
     rig.power_on(0).await?;
-    rig.leader(CopysetId(1)).await?;
-    rig.leader(CopysetId(2)).await?;
-    volume.write(0, Bytes::from(vec![3; BLOCK])).await?;
+    // An election may take longer than this volume waits for one write.
+    let again = async { while volume.write(0, Bytes::from(vec![3; BLOCK])).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(30), again).await?;
     ensure!(volume.read(0, BLOCK as u32).await? == vec![3; BLOCK]);
     Ok(())
 }
@@ -319,5 +319,86 @@ async fn a_failed_sync_is_reported_and_the_others_go_on() -> Result<()> {
     ensure!(failure?.contains("at byte"), "names the failed step");
     written?;
     ensure!(volume.read(0, BLOCK as u32).await? == vec![2; BLOCK]);
+    Ok(())
+}
+
+/// Blocks of one chunk, each with bytes of its own, that every node reads from its device.
+async fn stored(rig: &mut Rig, volume: &Volume, blocks: usize) -> Result<Vec<Vec<u8>>> {
+    let block = |n: usize| (0..BLOCK).map(|i| (i * 5 + i / 256 + n * 11) as u8).collect();
+    let blocks: Vec<Vec<u8>> = (1..=blocks).map(block).collect();
+    volume.write(0, Bytes::from(blocks.concat())).await?;
+    // What was in memory is gone after that.
+    for number in 0..3 {
+        rig.power_off(number).await?;
+    }
+    for number in 0..3 {
+        rig.power_on(number).await?;
+    }
+    ensure!(volume.read(0, (blocks.len() * BLOCK) as u32).await? == blocks.concat());
+    Ok(blocks)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_repairs_what_it_finds_damaged_from_whoever_has_it() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let blocks = stored(&mut rig, &volume, 8).await?;
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let leader = rig.leader(copyset_of(key)).await?;
+    // Two of the blocks here, and one of them at one of the two others as well.
+    for (number, block) in [(leader, 2), (leader, 5), ((leader + 1) % 3, 5)] {
+        ensure!(rig.damage(number, &blocks[block]) > 0, "node {number} has no block {block}");
+    }
+    ensure!(volume.read(0, (8 * BLOCK) as u32).await? == blocks.concat());
+    let repaired = "curve_chunkserver_block_repairs_total{outcome=\"repaired\"} 2\n";
+    let metrics = rig.metrics(leader)?;
+    ensure!(metrics.contains(repaired), "{metrics}");
+    ensure!(volume.read(0, (8 * BLOCK) as u32).await? == blocks.concat());
+    ensure!(rig.metrics(leader)?.contains(repaired), "repaired once and for all");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_that_nobody_has_is_an_error_until_it_is_written() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let blocks = stored(&mut rig, &volume, 2).await?;
+    for number in 0..3 {
+        ensure!(rig.damage(number, &blocks[1]) > 0);
+    }
+    ensure!(volume.read(0, (2 * BLOCK) as u32).await == Err(BlockError::Damaged));
+    ensure!(volume.read(0, BLOCK as u32).await? == blocks[0], "the other is not concerned");
+    volume.write(BLOCK_SIZE, Bytes::from(vec![9; BLOCK])).await?;
+    ensure!(volume.read(BLOCK_SIZE, BLOCK as u32).await? == vec![9; BLOCK]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_members_of_a_copyset_read_blocks_of_its_replicas() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let session = rig.session(VolumeId::random(), SIZE)?;
+    let volume = rig.open(&session).await?;
+    volume.write(0, Bytes::from(vec![5; BLOCK])).await?;
+    let key = ChunkKey { volume: session.volume, index: ChunkIndex(0) };
+    let copyset = copyset_of(key);
+    let leader = rig.leader(copyset).await?;
+    let own = Principal::Session {
+        session: session.id,
+        volume: session.volume,
+        epoch: session.epoch,
+        read_only: false,
+    };
+    let (member, other) = (rig.device((leader + 1) % 3), DeviceId::random());
+    let strangers = [own, Principal::Mds { device: other }, Principal::Peer { device: other }];
+    for principal in strangers {
+        let connection = rig.connect(leader, principal).await?;
+        let reply = peer_read(&connection, copyset, PeerRead { key, block: 0 }).await?;
+        ensure!(reply == Err(ChunkError::Forbidden), "{principal:?}: {reply:?}");
+    }
+    let connection = rig.connect(leader, Principal::Peer { device: member }).await?;
+    let reply = peer_read(&connection, copyset, PeerRead { key, block: 0 }).await?;
+    ensure!(PeerBlock::decode(&reply?)?.data == vec![5; BLOCK]);
+    let reply = peer_read(&connection, CopysetId(77), PeerRead { key, block: 0 }).await?;
+    ensure!(reply == Err(ChunkError::NoSuchCopyset));
     Ok(())
 }

@@ -15,10 +15,14 @@ use curve_types::{
     ByteSize, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange, VolumeId,
 };
 use curve_wire::auth::{Credentials, Key, Principal, session_key};
-use curve_wire::chunk::{ChunkReply, Command, KIND_PROPOSE, KIND_READ, Read, decode_reply};
+use curve_wire::chunk::{
+    ChunkReply, Command, KIND_PEER_READ, KIND_PROPOSE, KIND_READ, PeerRead, Read, decode_reply,
+};
 use curve_wire::pki::{Authority, Role};
 use curve_wire::proto;
 use curve_wire::rpc::Connection;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -210,6 +214,24 @@ impl Rig {
         self.nodes[number].device
     }
 
+    /// Flips a bit of every copy of the block that the node's device has. Returns how many it has.
+    pub fn damage(&self, number: usize, block: &[u8]) -> usize {
+        let disk = &self.nodes[number].disk;
+        let copies = disk.find(block);
+        copies.iter().for_each(|at| disk.flip_bit(at + 77, 2));
+        copies.len()
+    }
+
+    /// What the node exports, as Prometheus sees it.
+    pub fn metrics(&self, number: usize) -> Result<String> {
+        let mut registry = Registry::default();
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        running.server.register_metrics(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+
     /// The first failure of the node's device.
     pub async fn device_failure(&self, number: usize) -> Result<String> {
         let running = self.nodes[number].running.as_ref().context("the node runs")?;
@@ -236,6 +258,15 @@ pub async fn propose(
 
 pub async fn read(connection: &Connection, copyset: CopysetId, read: Read) -> Result<ChunkReply> {
     let frame = connection.call(KIND_READ, copyset.0, read.encode(), Bytes::new()).await?;
+    Ok(decode_reply(&frame.body)?)
+}
+
+pub async fn peer_read(
+    connection: &Connection,
+    copyset: CopysetId,
+    read: PeerRead,
+) -> Result<ChunkReply> {
+    let frame = connection.call(KIND_PEER_READ, copyset.0, read.encode(), Bytes::new()).await?;
     Ok(decode_reply(&frame.body)?)
 }
 

@@ -87,6 +87,13 @@ impl SimDisk {
         Self { len: self.len, state: Mutex::new(state) }
     }
 
+    /// Where a reader sees this content of a block.
+    pub fn find(&self, content: &[u8]) -> Vec<u64> {
+        let state = self.lock();
+        let same = state.visible.iter().filter(|(_, block)| block[..] == *content);
+        same.map(|(number, _)| number * ALIGN as u64).collect()
+    }
+
     /// Flips one bit, durably.
     pub fn flip_bit(&self, offset: u64, bit: u8) {
         let mut state = self.lock();

@@ -1,0 +1,197 @@
+//! Damaged blocks get their bytes back from a peer: asks for them, and lets the store judge whether
+//! they are the right ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use curve_raft::{GroupHandle, Resolve};
+use curve_store::{ChunkView, Group, Repair, StoreError};
+use curve_types::{ChunkKey, DeviceId};
+use curve_wire::auth::{Credentials, Key, Principal};
+use curve_wire::chunk::{ChunkError, KIND_PEER_READ, PeerBlock, PeerRead, decode_reply};
+use curve_wire::rpc::Connection;
+use curve_wire::with_causes;
+use tokio::sync::Mutex;
+
+use crate::AddressBook;
+use crate::metrics::Metrics;
+
+/// A reader waits no longer than this, its turn included.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that is behind, or that does not answer, is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Repairs what reads find damaged.
+pub(crate) struct Repairer {
+    device: DeviceId,
+    peer_key: Key,
+    addresses: Arc<AddressBook>,
+    metrics: Metrics,
+    /// One repair at a time: many readers may find the same block.
+    turn: Mutex<()>,
+}
+
+/// How a repair ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    Repaired,
+    /// The block was read again, overwritten or dropped before its bytes came.
+    Superseded,
+    /// No peer has the bytes.
+    Lost,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Repaired => "repaired",
+            Self::Superseded => "superseded",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// What a peer said.
+enum Answer {
+    Block(PeerBlock),
+    /// It will not have the block later either.
+    Never,
+    NotNow,
+}
+
+impl Repairer {
+    pub fn new(
+        device: DeviceId,
+        peer_key: Key,
+        addresses: Arc<AddressBook>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { device, peer_key, addresses, metrics, turn: Mutex::default() }
+    }
+
+    /// Whether it is worth reading the block again.
+    pub async fn repair(
+        &self,
+        handle: &GroupHandle,
+        group: &Group,
+        key: ChunkKey,
+        block: u32,
+    ) -> bool {
+        let in_turn = async {
+            let _turn = self.turn.lock().await;
+            self.repair_in_turn(handle, group, key, block).await
+        };
+        let outcome = match tokio::time::timeout(TIMEOUT, in_turn).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => {
+                tracing::error!(copyset = %group.id(), %error, "repair failed");
+                Outcome::Lost
+            }
+            Err(_) => Outcome::Lost,
+        };
+        self.metrics.repair(outcome);
+        tracing::warn!(copyset = %group.id(), chunk = %key, block, ?outcome, "damaged block");
+        outcome != Outcome::Lost
+    }
+
+    async fn repair_in_turn(
+        &self,
+        handle: &GroupHandle,
+        group: &Group,
+        key: ChunkKey,
+        block: u32,
+    ) -> Result<Outcome, StoreError> {
+        let Some(view) = blocking(group, move |group| damaged_view(group, key, block)).await?
+        else {
+            return Ok(Outcome::Superseded);
+        };
+        let mut peers = handle.members();
+        peers.remove(&self.device);
+        while !peers.is_empty() {
+            for peer in peers.clone() {
+                let PeerBlock { applied, data } = match self.ask(peer, group, key, block).await {
+                    Answer::Block(block) => block,
+                    Answer::NotNow => continue,
+                    Answer::Never => {
+                        peers.remove(&peer);
+                        continue;
+                    }
+                };
+                let view = view.clone();
+                let offer = move |group: &Group| group.repair(&view, key, block, applied, data);
+                match blocking(group, offer).await? {
+                    Repair::Done => return Ok(Outcome::Repaired),
+                    Repair::Superseded => return Ok(Outcome::Superseded),
+                    Repair::TooOld | Repair::TooNew => {}
+                    Repair::Differs => {
+                        self.metrics.replicas_differ();
+                        tracing::error!(
+                            copyset = %group.id(), chunk = %key, block, %peer, applied,
+                            "a peer's valid copy is not what this replica's checksum was made of"
+                        );
+                        peers.remove(&peer);
+                    }
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        Ok(Outcome::Lost)
+    }
+
+    async fn ask(&self, peer: DeviceId, group: &Group, key: ChunkKey, block: u32) -> Answer {
+        let Some(address) = self.addresses.address(peer) else { return Answer::NotNow };
+        let credentials =
+            Credentials::peer(Principal::Peer { device: self.device }, &self.peer_key);
+        let asked = async {
+            let connection = Connection::open(&address, &credentials, peer).await?;
+            let request = PeerRead { key, block }.encode();
+            connection.call(KIND_PEER_READ, group.id().0, request, Bytes::new()).await
+        };
+        let frame = match asked.await {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::debug!(%peer, error = with_causes(&error), "cannot ask for a block");
+                return Answer::NotNow;
+            }
+        };
+        match decode_reply(&frame.body) {
+            Ok(Ok(body)) => PeerBlock::decode(&body).map_or(Answer::Never, Answer::Block),
+            Ok(Err(ChunkError::Unavailable | ChunkError::NoSuchCopyset)) => Answer::NotNow,
+            Ok(Err(_)) | Err(_) => Answer::Never,
+        }
+    }
+}
+
+/// The group's state now, if the block is damaged in it.
+fn damaged_view(group: &Group, key: ChunkKey, block: u32) -> Result<Option<ChunkView>, StoreError> {
+    let view = group.view()?;
+    match view.read(key, block..block + 1) {
+        Ok(_) => Ok(None),
+        Err(StoreError::BadBlock { .. }) => Ok(Some(view)),
+        Err(error) => Err(error),
+    }
+}
+
+/// A peer's question answered.
+pub(crate) async fn peer_block(
+    group: &Group,
+    key: ChunkKey,
+    block: u32,
+) -> Result<PeerBlock, StoreError> {
+    let look = move |group: &Group| {
+        let view = group.view()?;
+        let data = view.read(key, block..block + 1)?;
+        Ok(PeerBlock { applied: view.applied().map_or(0, |applied| applied.index), data })
+    };
+    blocking(group, look).await
+}
+
+async fn blocking<T: Send + 'static>(
+    group: &Group,
+    work: impl FnOnce(&Group) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let group = group.clone();
+    let done = tokio::task::spawn_blocking(move || work(&group)).await;
+    done.map_err(|_| StoreError::Failed { reason: "the server is stopping".into() })?
+}

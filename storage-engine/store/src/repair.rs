@@ -1,0 +1,67 @@
+//! A damaged block gets its bytes back from a replica that still has them.
+//!
+//! A checksum detects damage but does not name a version of a block: two versions may share one. So
+//! it is the log that says whether a peer's bytes are the right ones. All replicas have the same
+//! block at the same applied position; if this one's has not changed from a position at or before
+//! the peer's to one at or after it, the peer's bytes are those that were here.
+
+use bytes::Bytes;
+use curve_types::{BLOCK_SIZE, BLOCKS_PER_CHUNK, ChunkKey};
+
+use crate::chunk::Place;
+use crate::codec::crc32c;
+use crate::{ChunkView, Group, StoreError};
+
+/// What came of a repair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// The block reads again.
+    Done,
+    /// It was overwritten or dropped since the view: nothing is left to repair.
+    Superseded,
+    /// The bytes are from before the view: ask again.
+    TooOld,
+    /// The bytes are of a position that is not applied here yet: offer them again.
+    TooNew,
+    /// The bytes are of the same version and not those that the checksum was made of. Never taken.
+    Differs,
+}
+
+impl Group {
+    /// Replaces block `block` of a chunk, found damaged in `view`, by the bytes that a peer has at
+    /// applied index `index`. Waits while the overlay is full. As with every change of chunks, a
+    /// crash before the next checkpoint undoes it, and the damage is found again.
+    pub fn repair(
+        &self,
+        view: &ChunkView,
+        key: ChunkKey,
+        block: u32,
+        index: u64,
+        bytes: Bytes,
+    ) -> Result<Repair, StoreError> {
+        let len = bytes.len();
+        if len as u64 != BLOCK_SIZE || u64::from(block) >= BLOCKS_PER_CHUNK {
+            return Err(StoreError::invalid(format!("{len} bytes for block {block} of a chunk")));
+        }
+        let at = block as u16;
+        let Place::Device(damaged) = view.place(key, at) else { return Ok(Repair::Superseded) };
+        if view.applied().is_none_or(|applied| applied.index > index) {
+            return Ok(Repair::TooOld);
+        }
+        let apply = self.begin_apply()?;
+        let (applied, _) = self.inner.state();
+        if applied.is_none_or(|applied| applied.index < index) {
+            return Ok(Repair::TooNew);
+        }
+        let space = self.inner.space();
+        // The view's pin keeps the block's number from being given to another version.
+        if !view.is_of(&space) || space.place(key, at) != Place::Device(damaged) {
+            return Ok(Repair::Superseded);
+        }
+        if crc32c(&bytes) != damaged.crc {
+            return Ok(Repair::Differs);
+        }
+        apply.write(key, block * BLOCK_SIZE as u32, bytes)?;
+        Ok(Repair::Done)
+    }
+}

@@ -1,0 +1,123 @@
+//! A peer's bytes replace a damaged block only when the log says that they are what was there.
+
+mod common;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::{Blob, checkpoint, chunk, durable, node, open, sim};
+use curve_store::{ChunkView, Group, LogPosition, Repair, SimDisk, Store, StoreError};
+use curve_types::{ChunkKey, CopysetId, VolumeId};
+
+const BLOCK: u32 = 3;
+
+struct Damaged {
+    store: Store,
+    group: Group,
+    key: ChunkKey,
+    disk: Arc<SimDisk>,
+    /// Kept: the store holds it weakly.
+    provider: Arc<Blob>,
+}
+
+fn position(index: u64) -> LogPosition {
+    LogPosition { term: 1, node: node(), index }
+}
+
+fn bytes() -> Bytes {
+    (0..4096u32).map(|i| (i * 7 + 3) as u8).collect::<Vec<u8>>().into()
+}
+
+/// A checkpointed block of which one bit flipped; index 5 is applied.
+fn damaged() -> Damaged {
+    let disk = sim(64 << 20, 1 << 20);
+    let (store, _) = open(&disk);
+    let group = durable(|done| store.create_group(CopysetId(1), done)).expect("create");
+    let provider = Arc::new(Blob(Some(position(5)), Bytes::new()));
+    let as_provider: Arc<dyn curve_store::StateProvider> = provider.clone();
+    group.set_state_provider(&as_provider);
+    let key = chunk(VolumeId::random(), 1);
+    write(&group, key, bytes());
+    checkpoint(&store).expect("checkpoint");
+    let copies = disk.find(&bytes());
+    let [at] = copies[..] else { panic!("one copy on the device, not {copies:?}") };
+    disk.flip_bit(at + 100, 4);
+    Damaged { store, group, key, disk, provider }
+}
+
+fn write(group: &Group, key: ChunkKey, bytes: Bytes) {
+    let apply = group.begin_apply().expect("apply");
+    apply.write(key, BLOCK * 4096, bytes).expect("write");
+}
+
+impl Damaged {
+    fn view(&self) -> ChunkView {
+        self.group.view().expect("view")
+    }
+
+    /// Offers what a peer has at an applied index.
+    fn offer(&self, view: &ChunkView, index: u64, bytes: Bytes) -> Repair {
+        self.group.repair(view, self.key, BLOCK, index, bytes).expect("repair")
+    }
+
+    fn read(&self) -> Result<Bytes, StoreError> {
+        self.group.read(self.key, BLOCK * 4096, 4096)
+    }
+
+    fn is_damaged(&self) -> bool {
+        matches!(self.read(), Err(StoreError::BadBlock { block: BLOCK, .. }))
+    }
+}
+
+#[test]
+fn a_peers_bytes_of_the_same_version_are_taken_and_kept() {
+    let node = damaged();
+    assert!(node.is_damaged());
+    let view = node.view();
+    assert_eq!(node.offer(&view, 4, bytes()), Repair::TooOld);
+    assert_eq!(node.offer(&view, 6, bytes()), Repair::TooNew);
+    assert!(node.is_damaged());
+    assert_eq!(node.offer(&view, 5, bytes()), Repair::Done);
+    assert_eq!(node.read().expect("read"), bytes());
+    assert_eq!(node.offer(&view, 5, bytes()), Repair::Superseded);
+
+    drop(view);
+    checkpoint(&node.store).expect("checkpoint");
+    let Damaged { store, group, key, disk, provider } = node;
+    drop((group, store, provider));
+    let (_store, recovered) = open(&disk);
+    let read = recovered[0].group.read(key, BLOCK * 4096, 4096).expect("read");
+    assert_eq!(read, bytes());
+}
+
+#[test]
+fn bytes_that_differ_are_refused() {
+    let node = damaged();
+    let view = node.view();
+    assert_eq!(node.offer(&view, 5, vec![1; 4096].into()), Repair::Differs);
+    assert!(node.is_damaged());
+    for (block, bytes) in [(BLOCK, bytes().slice(1..)), (1024, bytes())] {
+        let refused = node.group.repair(&view, node.key, block, 5, bytes);
+        assert!(matches!(refused, Err(StoreError::Invalid { .. })), "{refused:?}");
+    }
+}
+
+/// Also when what was written since has the same checksum, being the same bytes.
+#[test]
+fn a_block_that_was_written_meanwhile_keeps_its_newer_bytes() {
+    for newer in [Bytes::from(vec![9; 4096]), bytes()] {
+        let node = damaged();
+        let view = node.view();
+        write(&node.group, node.key, newer.clone());
+        checkpoint(&node.store).expect("checkpoint");
+        assert_eq!(node.offer(&view, 5, bytes()), Repair::Superseded);
+        assert_eq!(node.read().expect("read"), newer);
+    }
+    let node = damaged();
+    let view = node.view();
+    let apply = node.group.begin_apply().expect("apply");
+    apply.discard(node.key, 0, 1 << 20).expect("discard");
+    drop(apply);
+    assert_eq!(node.offer(&view, 5, bytes()), Repair::Superseded);
+    assert!(node.read().expect("read").iter().all(|byte| *byte == 0));
+}
