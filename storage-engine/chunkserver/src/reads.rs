@@ -2,12 +2,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
+use std::time::Duration;
 
 use curve_store::{AsyncReads, Store};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
+
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Ends reads as the disk completes them, until it is dropped: then it waits for those under way,
 /// and later ones use threads.
@@ -57,6 +60,15 @@ async fn reap(reads: Weak<AsyncReads>, event: AsyncFd<OwnedFd>) {
 impl Drop for ReadReaper {
     fn drop(&mut self) {
         self.task.abort();
-        self.reads.close();
+        let (closing, closed) = mpsc::channel::<()>();
+        let reads = self.reads.clone();
+        let close = move || {
+            reads.close();
+            drop(closing);
+        };
+        if std::thread::Builder::new().name("curve-reads".into()).spawn(close).is_ok() {
+            // A disk that hangs must not keep the process: the thread ends with it.
+            let _ = closed.recv_timeout(CLOSE_TIMEOUT);
+        }
     }
 }

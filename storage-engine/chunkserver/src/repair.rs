@@ -17,8 +17,11 @@ use tokio::sync::Mutex;
 use crate::AddressBook;
 use crate::metrics::Metrics;
 
-/// A reader waits no longer than this, its turn included.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// A reader waits so long for its turn, and then so long for the repair. Clients wait 4 s for a
+/// read before they ask again.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// A peer that takes longer is asked again after the others.
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// A peer that is behind, or that does not answer, is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -40,6 +43,8 @@ pub(crate) enum Outcome {
     Superseded,
     /// No peer has the bytes.
     Lost,
+    /// A peer may have them, but none has given them in time.
+    Unfinished,
 }
 
 impl Outcome {
@@ -48,6 +53,7 @@ impl Outcome {
             Self::Repaired => "repaired",
             Self::Superseded => "superseded",
             Self::Lost => "lost",
+            Self::Unfinished => "unfinished",
         }
     }
 }
@@ -70,29 +76,23 @@ impl Repairer {
         Self { device, peer_key, addresses, metrics, turn: Mutex::default() }
     }
 
-    /// Whether it is worth reading the block again.
     pub async fn repair(
         &self,
         handle: &GroupHandle,
         group: &Group,
         key: ChunkKey,
         block: u32,
-    ) -> bool {
-        let in_turn = async {
-            let _turn = self.turn.lock().await;
-            self.repair_in_turn(handle, group, key, block).await
-        };
-        let outcome = match tokio::time::timeout(TIMEOUT, in_turn).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(error)) => {
-                tracing::error!(copyset = %group.id(), %error, "repair failed");
-                Outcome::Lost
+    ) -> Result<Outcome, StoreError> {
+        let outcome = match tokio::time::timeout(TIMEOUT, self.turn.lock()).await {
+            Ok(_turn) => {
+                let repair = self.repair_in_turn(handle, group, key, block);
+                tokio::time::timeout(TIMEOUT, repair).await.unwrap_or(Ok(Outcome::Unfinished))?
             }
-            Err(_) => Outcome::Lost,
+            Err(_) => Outcome::Unfinished,
         };
         self.metrics.repair(outcome);
         tracing::warn!(copyset = %group.id(), chunk = %key, block, ?outcome, "damaged block");
-        outcome != Outcome::Lost
+        Ok(outcome)
     }
 
     async fn repair_in_turn(
@@ -148,12 +148,13 @@ impl Repairer {
             let request = PeerRead { key, block }.encode();
             connection.call(KIND_PEER_READ, group.id().0, request, Bytes::new()).await
         };
-        let frame = match asked.await {
-            Ok(frame) => frame,
-            Err(error) => {
+        let frame = match tokio::time::timeout(ASK_TIMEOUT, asked).await {
+            Ok(Ok(frame)) => frame,
+            Ok(Err(error)) => {
                 tracing::debug!(%peer, error = with_causes(&error), "cannot ask for a block");
                 return Answer::NotNow;
             }
+            Err(_) => return Answer::NotNow,
         };
         match decode_reply(&frame.body) {
             Ok(Ok(body)) => PeerBlock::decode(&body).map_or(Answer::Never, Answer::Block),
@@ -168,7 +169,7 @@ fn damaged_view(group: &Group, key: ChunkKey, block: u32) -> Result<Option<Chunk
     let view = group.view()?;
     match view.read(key, block..block + 1) {
         Ok(_) => Ok(None),
-        Err(StoreError::BadBlock { .. }) => Ok(Some(view)),
+        Err(error) if error.unreadable_block().is_some() => Ok(Some(view)),
         Err(error) => Err(error),
     }
 }

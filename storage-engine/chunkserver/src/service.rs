@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::admission::Admission;
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
-use crate::repair::{Repairer, peer_block};
+use crate::repair::{Outcome, Repairer, peer_block};
 
 /// Reads at the disk at a time: as deep as one disk makes use of. Those that do not lie in one piece
 /// take a thread each.
@@ -192,16 +192,17 @@ impl Inner {
                 Err(error) => error,
             };
             tracing::error!(%copyset, chunk = %read.range.key, %error, "read failed");
-            match error {
-                StoreError::BadBlock { key, block, .. } => {
-                    if !self.repairer.repair(&group, &replica.group, key, block).await {
-                        break;
-                    }
-                }
-                error => return Err(chunk_error(&error)),
+            let Some((key, block)) = error.unreadable_block() else {
+                return Err(chunk_error(&error));
+            };
+            match self.repairer.repair(&group, &replica.group, key, block).await {
+                Ok(Outcome::Repaired | Outcome::Superseded) => {}
+                Ok(Outcome::Lost) => return Err(ChunkError::Damaged),
+                Ok(Outcome::Unfinished) => return Err(ChunkError::Unavailable),
+                Err(error) => return Err(chunk_error(&error)),
             }
         }
-        Err(ChunkError::Damaged)
+        Err(ChunkError::Unavailable)
     }
 
     /// The inner error is the store's.
@@ -263,7 +264,7 @@ async fn read_stored(group: Group, range: ChunkRange) -> Result<Bytes, StoreErro
 
 fn chunk_error(error: &StoreError) -> ChunkError {
     match error {
-        StoreError::BadBlock { .. } => ChunkError::Damaged,
+        StoreError::BadBlock { .. } | StoreError::LostBlock { .. } => ChunkError::Damaged,
         StoreError::NoGroup(_) => ChunkError::NoSuchCopyset,
         _ => ChunkError::Unavailable,
     }

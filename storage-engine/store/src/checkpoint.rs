@@ -133,6 +133,7 @@ impl<'a> Writer<'a> {
             if !dense {
                 self.put_u16(index);
             }
+            let addr = addr.stored();
             self.put_u32(addr.block);
             self.put_u32(addr.crc);
         }
@@ -310,7 +311,9 @@ impl<'a> Reader<'a> {
                         Malformed("a chunk's block index is out of range or doubled").into()
                     );
                 }
-                claim(addr.block)?;
+                if addr != BlockAddr::lost(0) {
+                    claim(addr.block)?;
+                }
                 chunk.set_device(index, addr);
             }
             if chunks.insert(key, chunk).is_some() {

@@ -17,8 +17,27 @@ pub(crate) struct BlockAddr {
     pub crc: u32,
 }
 
-/// Never a block number: the data area is smaller.
+/// Never block numbers: the data area is smaller.
 const VACANT: BlockAddr = BlockAddr { block: u32::MAX, crc: 0 };
+const LOST: u32 = u32::MAX - 1;
+
+impl BlockAddr {
+    /// Of a block that was damaged when part of it was written: this replica does not know its
+    /// bytes any more. `loss` tells one such write from the next; 0 is any before the checkpoint.
+    pub fn lost(loss: u32) -> Self {
+        Self { block: LOST, crc: loss }
+    }
+
+    /// As a checkpoint has it.
+    pub fn stored(self) -> Self {
+        if self.is_lost() { Self::lost(0) } else { self }
+    }
+
+    /// Whether no block of the device belongs to it.
+    pub fn is_lost(self) -> bool {
+        self.block == LOST
+    }
+}
 
 /// A block that is applied and must still be read from memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +70,8 @@ pub(crate) enum Place {
     /// Applied, and not known to be on the device; always 4096 bytes.
     Memory(Bytes),
     Device(BlockAddr),
+    /// Its peers know it; see `BlockAddr::lost`.
+    Lost(BlockAddr),
 }
 
 /// A block is in at most one of the two maps. Cloned on write while a view or a checkpoint holds
@@ -69,6 +90,7 @@ pub(crate) enum Displaced {
     Device(u32),
     /// In memory, with a place on the device that was its own.
     Both(u32),
+    Lost,
 }
 
 impl Default for Chunk {
@@ -101,7 +123,11 @@ impl Chunk {
     pub fn place(&self, index: u16) -> Place {
         match self.overlay.get(&index) {
             Some(block) => Place::Memory(block.bytes.clone()),
-            None => self.device(index).map_or(Place::Hole, Place::Device),
+            None => match self.device(index) {
+                None => Place::Hole,
+                Some(addr) if addr.is_lost() => Place::Lost(addr),
+                Some(addr) => Place::Device(addr),
+            },
         }
     }
 
@@ -109,7 +135,7 @@ impl Chunk {
         self.overlay.contains_key(&index) || self.device(index).is_some()
     }
 
-    /// Every block on the device, by index.
+    /// Every block on the device or lost, by index.
     pub fn device_blocks(&self) -> Box<dyn Iterator<Item = (u16, BlockAddr)> + '_> {
         match &self.table {
             Table::Sparse(list) => Box::new(list.iter().copied()),
@@ -140,7 +166,7 @@ impl Chunk {
         }
     }
 
-    /// Makes a block one that is on the device.
+    /// Makes a block one that is on the device, or lost.
     pub fn adopt(&mut self, index: u16, addr: BlockAddr) -> Displaced {
         let displaced = self.clear(index);
         self.set_device(index, addr);
@@ -214,7 +240,11 @@ impl Chunk {
                 Some(slot).filter(|addr| *addr != VACANT)
             }
         };
-        removed.map_or(Displaced::Nothing, |addr| Displaced::Device(addr.block))
+        match removed {
+            None => Displaced::Nothing,
+            Some(addr) if addr.is_lost() => Displaced::Lost,
+            Some(addr) => Displaced::Device(addr.block),
+        }
     }
 }
 

@@ -32,6 +32,12 @@ pub enum StoreError {
         "block {block} of chunk {key} does not match its checksum (device block {device_block})"
     )]
     BadBlock { key: ChunkKey, block: u32, device_block: u32 },
+    /// The block was damaged when part of it was written. Only this block is affected; only the
+    /// other replicas know its bytes.
+    #[error(
+        "block {block} of chunk {key} is lost here: it was damaged when part of it was written"
+    )]
+    LostBlock { key: ChunkKey, block: u32 },
     /// The WAL has no room, and neither a checkpoint nor the pressure callback made any in time.
     /// Nothing of the refused call took effect.
     #[error("write-ahead log is full: {used} of {total} used")]
@@ -50,6 +56,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The block that this replica can read only once it was repaired, if that is the error.
+    pub fn unreadable_block(&self) -> Option<(ChunkKey, u32)> {
+        match self {
+            Self::BadBlock { key, block, .. } | Self::LostBlock { key, block } => {
+                Some((*key, *block))
+            }
+            _ => None,
+        }
+    }
+
     pub(crate) fn io(step: &'static str, offset: u64, source: io::Error) -> Self {
         Self::Io { step, offset, source: Arc::new(source) }
     }

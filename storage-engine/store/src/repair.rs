@@ -44,7 +44,10 @@ impl Group {
             return Err(StoreError::invalid(format!("{len} bytes for block {block} of a chunk")));
         }
         let at = block as u16;
-        let Place::Device(damaged) = view.place(key, at) else { return Ok(Repair::Superseded) };
+        let was = view.place(key, at);
+        if !matches!(was, Place::Device(_) | Place::Lost(_)) {
+            return Ok(Repair::Superseded);
+        }
         if view.applied().is_none_or(|applied| applied.index > index) {
             return Ok(Repair::TooOld);
         }
@@ -55,10 +58,13 @@ impl Group {
         }
         let space = self.inner.space();
         // The view's pin keeps the block's number from being given to another version.
-        if !view.is_of(&space) || space.place(key, at) != Place::Device(damaged) {
+        if !view.is_of(&space) || space.place(key, at) != was {
             return Ok(Repair::Superseded);
         }
-        if crc32c(&bytes) != damaged.crc {
+        // Of a lost block there is no checksum.
+        if let Place::Device(addr) = was
+            && crc32c(&bytes) != addr.crc
+        {
             return Ok(Repair::Differs);
         }
         apply.write(key, block * BLOCK_SIZE as u32, bytes)?;

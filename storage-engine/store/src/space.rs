@@ -1,19 +1,22 @@
 //! The chunk space of one group: its tables, the blocks it displaced, and who still needs them.
 
+mod read;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
 
 use crate::StoreError;
-use crate::aligned::{AlignedBuf, PooledBuf};
 use crate::alloc::Holder;
 use crate::chunk::{BlockAddr, Chunk, Displaced, InMemory, Place};
-use crate::data::{DataArea, first_bad};
+use crate::data::DataArea;
+
+pub use read::{BegunRead, Fetched};
+pub(crate) use read::{place, places, read_places};
 
 const BLOCK: u32 = BLOCK_SIZE as u32;
 
@@ -66,7 +69,7 @@ impl Tally {
         self.in_memory += u64::from(matches!(displaced, Displaced::Memory | Displaced::Both(_)));
         match displaced {
             Displaced::Device(block) | Displaced::Both(block) => self.superseded.push(block),
-            Displaced::Nothing | Displaced::Memory => {}
+            Displaced::Nothing | Displaced::Memory | Displaced::Lost => {}
         }
     }
 }
@@ -75,6 +78,8 @@ pub(crate) struct Space {
     pub data: Arc<DataArea>,
     tables: RwLock<Tables>,
     reclaim: Mutex<Reclaim>,
+    /// Partial writes of damaged blocks since the checkpoint was read, which is itself number 0.
+    losses: AtomicU32,
 }
 
 /// Keeps superseded blocks of a space from being reused while it lives.
@@ -100,7 +105,12 @@ impl Space {
         let live: usize = chunks.values().map(|c| c.len()).sum();
         data.live.fetch_add(live as u64, Ordering::Relaxed);
         let tables = Tables { chunks, ..Tables::default() };
-        Arc::new(Self { data, tables: RwLock::new(tables), reclaim: Mutex::default() })
+        Arc::new(Self {
+            data,
+            tables: RwLock::new(tables),
+            reclaim: Mutex::default(),
+            losses: AtomicU32::default(),
+        })
     }
 
     fn reclaim(&self) -> std::sync::MutexGuard<'_, Reclaim> {
@@ -221,14 +231,16 @@ impl Space {
             in_memory += chunk.overlay().count() as u64;
             let homes = chunk.overlay().filter_map(|(_, block)| block.home);
             on_device.extend(homes.map(|addr| addr.block));
-            on_device.extend(chunk.device_blocks().map(|(_, addr)| addr.block));
+            let placed = chunk.device_blocks().filter(|(_, addr)| !addr.is_lost());
+            on_device.extend(placed.map(|(_, addr)| addr.block));
         }
         self.supersede(on_device);
         self.data.overlay.remove_blocks(in_memory);
         self.data.live.fetch_sub(all, Ordering::Relaxed);
     }
 
-    /// Replaces whole and partial blocks. One caller at a time; reads may go on beside it.
+    /// Replaces whole and partial blocks. One caller at a time; reads may go on beside it. A damaged
+    /// block of which a part is replaced is lost: the log goes on, and the peers have its bytes.
     pub fn write(
         self: &Arc<Self>,
         key: ChunkKey,
@@ -237,29 +249,51 @@ impl Space {
     ) -> Result<(), StoreError> {
         let end = check_range(offset, data.len() as u64)?;
         let mut blocks = Vec::with_capacity(data.len() / BLOCK as usize + 2);
+        let mut lost = Vec::new();
         let mut at = offset;
         while at < end {
             let index = at / BLOCK;
             let stop = (index + 1).saturating_mul(BLOCK).min(end);
             let piece = data.slice((at - offset) as usize..(stop - offset) as usize);
-            let whole = match stop - at == BLOCK {
-                true => piece,
-                false => {
+            let within = (at % BLOCK) as usize;
+            at = stop;
+            let whole = if piece.len() as u32 == BLOCK {
+                piece
+            } else {
+                match self.read(key, index * BLOCK, BLOCK) {
+                    Ok(Some(old)) => {
+                        let mut merged = BytesMut::from(&old[..]);
+                        merged[within..within + piece.len()].copy_from_slice(&piece);
+                        merged.freeze()
+                    }
                     // What is retired takes no change.
-                    let Some(old) = self.read(key, index * BLOCK, BLOCK)? else { return Ok(()) };
-                    let mut merged = BytesMut::from(&old[..]);
-                    let within = (at % BLOCK) as usize;
-                    merged[within..within + piece.len()].copy_from_slice(&piece);
-                    merged.freeze()
+                    Ok(None) => return Ok(()),
+                    Err(error) if error.unreadable_block().is_some() => {
+                        tracing::error!(%error, "part of a damaged block is written");
+                        lost.push(index as u16);
+                        continue;
+                    }
+                    Err(error) => return Err(error),
                 }
             };
             blocks.push((index as u16, InMemory { bytes: whole, home: None }));
-            at = stop;
         }
         if let Some(mut tables) = self.changeable() {
             self.put_blocks(&mut tables, key, blocks);
+            self.lose_blocks(&mut tables, key, &lost);
         }
         Ok(())
+    }
+
+    fn lose_blocks(&self, tables: &mut Tables, key: ChunkKey, lost: &[u16]) {
+        let Some(chunk) = tables.chunks.get_mut(&key).filter(|_| !lost.is_empty()) else { return };
+        let chunk = Arc::make_mut(chunk);
+        let mut tally = Tally::default();
+        for index in lost {
+            let loss = self.losses.fetch_add(1, Ordering::Relaxed) + 1;
+            tally.note(chunk.adopt(*index, BlockAddr::lost(loss)));
+        }
+        self.settle(lost.len() as u64, tally);
     }
 
     /// The tables, unless the space is retired.
@@ -395,174 +429,6 @@ impl Space {
             keys.iter().filter_map(|key| tables.chunks.remove(key)).collect();
         self.forget(chunks.into_iter());
     }
-
-    /// None once the space is retired: its tables are empty, which does not mean zeroes.
-    pub fn read(
-        self: &Arc<Self>,
-        key: ChunkKey,
-        offset: u32,
-        len: u32,
-    ) -> Result<Option<Bytes>, StoreError> {
-        check_range(offset, u64::from(len))?;
-        let Some((pin, places)) = self.locate(key, offset, len) else { return Ok(None) };
-        let result = read_places(&self.data, places, key, offset, len);
-        drop(pin);
-        result.map(Some)
-    }
-
-    /// Where the blocks of a range are (None: all holes), kept from being reused by the pin. None
-    /// once the space is retired.
-    fn locate(
-        self: &Arc<Self>,
-        key: ChunkKey,
-        offset: u32,
-        len: u32,
-    ) -> Option<(Pin, Option<Vec<Place>>)> {
-        let pin = self.pin();
-        let tables = self.tables();
-        // Places, not the chunk: holding the chunk would make a writer beside us copy it.
-        let found = tables.chunks.get(&key).map(|chunk| places(chunk, offset, len));
-        (!tables.retired).then_some((pin, found))
-    }
-
-    /// See `Group::begin_read`.
-    pub fn begin_read(
-        self: &Arc<Self>,
-        key: ChunkKey,
-        offset: u32,
-        len: u32,
-        fetched: Box<dyn FnOnce(Fetched) + Send>,
-    ) -> Result<BegunRead, StoreError> {
-        check_range(offset, u64::from(len))?;
-        let Some(reads) = self.data.device.disk().async_reads() else {
-            return Ok(BegunRead::Declined);
-        };
-        let Some((pin, places)) = self.locate(key, offset, len) else {
-            return Ok(BegunRead::Declined);
-        };
-        let on_device = |place: &Place| matches!(place, Place::Device(_));
-        if !places.as_ref().is_some_and(|places| places.iter().any(on_device)) {
-            return read_places(&self.data, places, key, offset, len).map(BegunRead::Ready);
-        }
-        let Some(addrs) = neighbours(&places.unwrap_or_default()) else {
-            return Ok(BegunRead::Declined);
-        };
-        let at = self.data.device_offset(addrs[0].block);
-        let buf = AlignedBuf::take(addrs.len() * BLOCK as usize);
-        let done = move |read| fetched(Fetched { pin, addrs, key, offset, len, read });
-        Ok(match reads.begin(buf, at, Box::new(done)) {
-            true => BegunRead::Pending,
-            false => BegunRead::Declined,
-        })
-    }
-}
-
-/// How a read began.
-pub enum BegunRead {
-    /// Nothing of it was on the disk.
-    Ready(Bytes),
-    /// The callback will come, or has come.
-    Pending,
-    /// Use `Group::read`; the callback was dropped.
-    Declined,
-}
-
-/// What the disk answered to a read.
-pub struct Fetched {
-    pin: Pin,
-    addrs: Vec<BlockAddr>,
-    key: ChunkKey,
-    offset: u32,
-    len: u32,
-    read: io::Result<PooledBuf>,
-}
-
-impl Fetched {
-    /// The bytes, verified.
-    pub fn into_bytes(self) -> Result<Bytes, StoreError> {
-        let Self { pin, addrs, key, offset, len, read } = self;
-        let data = &pin.space.data;
-        let buf = read.map_err(|source| {
-            let at = data.device_offset(addrs[0].block);
-            data.device.fail(StoreError::io("read data", at, source))
-        })?;
-        if let Some(bad) = first_bad(&addrs, &buf) {
-            let block = offset / BLOCK + bad as u32;
-            return Err(StoreError::BadBlock { key, block, device_block: addrs[bad].block });
-        }
-        let within = (offset % BLOCK) as usize..(offset % BLOCK + len) as usize;
-        Ok(Bytes::from_owner(buf).slice(within))
-    }
-}
-
-/// The blocks' addresses, if all of them lie on the device, one after the other.
-fn neighbours(places: &[Place]) -> Option<Vec<BlockAddr>> {
-    let mut addrs: Vec<BlockAddr> = Vec::with_capacity(places.len());
-    for place in places {
-        let Place::Device(addr) = place else { return None };
-        if addrs.last().is_some_and(|last| last.block + 1 != addr.block) {
-            return None;
-        }
-        addrs.push(*addr);
-    }
-    Some(addrs)
-}
-
-/// Where one block is.
-pub(crate) fn place(chunks: &ChunkMap, key: ChunkKey, index: u16) -> Place {
-    chunks.get(&key).map_or(Place::Hole, |chunk| chunk.place(index))
-}
-
-/// Where the blocks that `offset..offset + len` touches are.
-pub(crate) fn places(chunk: &Chunk, offset: u32, len: u32) -> Vec<Place> {
-    (offset / BLOCK..(offset + len).div_ceil(BLOCK)).map(|i| chunk.place(i as u16)).collect()
-}
-
-/// Reads bytes of one chunk (None: all holes). Whoever looked up the places still holds the pin.
-pub(crate) fn read_places(
-    data: &DataArea,
-    places: Option<Vec<Place>>,
-    key: ChunkKey,
-    offset: u32,
-    len: u32,
-) -> Result<Bytes, StoreError> {
-    let Some(places) = places.filter(|_| len > 0) else {
-        return Ok(Bytes::from(vec![0; len as usize]));
-    };
-    let within = (offset % BLOCK) as usize..(offset % BLOCK + len) as usize;
-    if let [Place::Memory(bytes)] = &places[..] {
-        return Ok(bytes.slice(within));
-    }
-    let mut buf = AlignedBuf::take(places.len() * BLOCK as usize);
-    let mut at = 0;
-    while at < places.len() {
-        let target = &mut buf[at * BLOCK as usize..];
-        let run = match &places[at] {
-            Place::Hole => {
-                target[..BLOCK as usize].fill(0);
-                1
-            }
-            Place::Memory(bytes) => {
-                target[..BLOCK as usize].copy_from_slice(bytes);
-                1
-            }
-            Place::Device(_) => {
-                let on_device = |place: &Place| match place {
-                    Place::Device(addr) => Some(*addr),
-                    _ => None,
-                };
-                let addrs: Vec<BlockAddr> = places[at..].iter().map_while(on_device).collect();
-                if let Some(bad) = data.read_verified(&addrs, target)? {
-                    let block = offset / BLOCK + (at + bad) as u32;
-                    let device_block = addrs[bad].block;
-                    return Err(StoreError::BadBlock { key, block, device_block });
-                }
-                addrs.len()
-            }
-        };
-        at += run;
-    }
-    Ok(Bytes::from_owner(buf).slice(within))
 }
 
 /// The end of a range that lies within a chunk.

@@ -121,3 +121,45 @@ fn a_block_that_was_written_meanwhile_keeps_its_newer_bytes() {
     assert_eq!(node.offer(&view, 5, bytes()), Repair::Superseded);
     assert!(node.read().expect("read").iter().all(|byte| *byte == 0));
 }
+
+/// The log goes on; only the block's other bytes are to be had from a peer.
+#[test]
+fn a_damaged_block_of_which_a_part_is_written_is_lost_until_repaired() {
+    let node = damaged();
+    let before = node.view();
+    let part = |at: u32, bytes: &'static [u8]| {
+        let apply = node.group.begin_apply().expect("apply");
+        apply.write(node.key, BLOCK * 4096 + at, Bytes::from_static(bytes)).expect("write");
+    };
+    part(10, b"new");
+    assert!(matches!(node.read(), Err(StoreError::LostBlock { block: BLOCK, .. })));
+    assert_eq!(node.offer(&before, 5, bytes()), Repair::Superseded);
+
+    let between = node.view();
+    part(20, b"newer");
+    checkpoint(&node.store).expect("checkpoint");
+    assert_eq!(node.offer(&between, 5, bytes()), Repair::Superseded, "it was written since");
+
+    let Damaged { store, group, key, disk, provider } = node;
+    drop((group, store, before, between));
+    let (store, recovered) = open(&disk);
+    let node = Damaged { store, group: recovered[0].group.clone(), key, disk, provider };
+    let as_provider: Arc<dyn curve_store::StateProvider> = node.provider.clone();
+    node.group.set_state_provider(&as_provider);
+    assert!(matches!(node.read(), Err(StoreError::LostBlock { block: BLOCK, .. })));
+    let mut whole = bytes().to_vec();
+    whole[10..13].copy_from_slice(b"new");
+    whole[20..25].copy_from_slice(b"newer");
+    for at in [40, 50] {
+        let view = node.view();
+        let apply = node.group.begin_apply().expect("apply");
+        apply.write(node.key, BLOCK * 4096 + at, Bytes::from_static(b"later")).expect("write");
+        drop(apply);
+        let offered = whole.clone().into();
+        assert_eq!(node.offer(&view, 5, offered), Repair::Superseded, "it was written since");
+        whole[at as usize..at as usize + 5].copy_from_slice(b"later");
+    }
+    let view = node.view();
+    assert_eq!(node.offer(&view, 5, whole.clone().into()), Repair::Done);
+    assert_eq!(node.read().expect("read"), whole);
+}

@@ -359,6 +359,38 @@ async fn a_read_repairs_what_it_finds_damaged_from_whoever_has_it() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_peer_does_not_keep_a_block_from_being_repaired() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let blocks = stored(&mut rig, &volume, 1).await?;
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let leader = rig.leader(copyset_of(key)).await?;
+    let peers = [(leader + 1) % 3, (leader + 2) % 3];
+    let asked_first = if rig.device(peers[0]) < rig.device(peers[1]) { peers[0] } else { peers[1] };
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    rig.mislead(leader, asked_first, &silent)?;
+    ensure!(rig.damage(leader, &blocks[0]) > 0);
+    ensure!(volume.read(0, BLOCK as u32).await? == blocks[0]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn part_of_a_damaged_block_is_written_and_the_rest_comes_from_a_peer() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let mut blocks = stored(&mut rig, &volume, 3).await?;
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let leader = rig.leader(copyset_of(key)).await?;
+    ensure!(rig.damage(leader, &blocks[1]) > 0);
+    volume.write(BLOCK_SIZE + 512, Bytes::from(vec![9; 512])).await?;
+    blocks[1][512..1024].fill(9);
+    ensure!(volume.read(0, (3 * BLOCK) as u32).await? == blocks.concat());
+    let metrics = rig.metrics(leader)?;
+    ensure!(metrics.contains("block_repairs_total{outcome=\"repaired\"} 1\n"), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_block_that_nobody_has_is_an_error_until_it_is_written() -> Result<()> {
     let mut rig = Rig::start(DEVICE).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;

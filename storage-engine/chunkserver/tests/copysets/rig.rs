@@ -222,6 +222,18 @@ impl Rig {
         copies.len()
     }
 
+    /// Makes the node look for a peer's blocks where something listens and never answers.
+    pub fn mislead(&self, number: usize, peer: usize, silent: &TcpListener) -> Result<()> {
+        let silent = silent.local_addr()?.to_string();
+        let address = |(at, node): (usize, &Node)| {
+            (node.device, if at == peer { silent.clone() } else { node.address.clone() })
+        };
+        let addresses = self.nodes.iter().enumerate().map(address).collect();
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        running.server.addresses().replace(2, addresses);
+        Ok(())
+    }
+
     /// What the node exports, as Prometheus sees it.
     pub fn metrics(&self, number: usize) -> Result<String> {
         let mut registry = Registry::default();

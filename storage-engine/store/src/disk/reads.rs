@@ -129,15 +129,17 @@ impl Inner {
             .build()
             .user_data(slot as u64);
         self.waiting[slot] = Some(waiting);
-        // SAFETY: the buffer lies in `waiting`, untouched, until the completion was seen, and the
-        // file is open as long: `close` waits for both.
+        // SAFETY: the buffer lies in `waiting`, untouched, until the completion was seen, or is
+        // leaked; the file is open as long as anything is under way: `close` waits for that.
         let pushed = unsafe { self.ring.submission().push(&read) };
         let submitted = pushed.map_err(io::Error::other).and_then(|()| self.submit());
         if let Err(error) = submitted {
-            // The kernel has not seen the entry and, as nothing is submitted any more, never will.
             tracing::warn!(%error, "io_uring fails: reading with pread");
             self.closed = true;
-            self.waiting[slot] = None;
+            // The entry may still be in the queue, which waiting for others submits.
+            if let Some(Waiting { buf, .. }) = self.waiting[slot].take() {
+                std::mem::forget(buf);
+            }
             self.free.push(slot);
             return false;
         }
