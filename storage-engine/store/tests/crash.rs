@@ -20,6 +20,7 @@ const BLOCKS: u64 = 2_000;
 
 /// Works, crashes at a random operation, reopens, a few times on one disk.
 fn run(seed: u64, cycles: u32) {
+    println!("seed {seed}");
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut disk = sim_small(SIZE, WAL, BLOCKS);
     if seed.is_multiple_of(2) {
@@ -78,7 +79,6 @@ fn acknowledged_work_survives_many_crashes() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let first = variable("CURVE_STORE_FIRST_SEED").unwrap_or(1_000);
     for seed in first..first + variable("CURVE_STORE_SEEDS").unwrap_or(500) {
-        println!("seed {seed}");
         run(seed, 6);
     }
 }

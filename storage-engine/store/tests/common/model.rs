@@ -200,7 +200,9 @@ pub struct Host {
     base: BTreeMap<CopysetId, LogModel>,
     /// How many of `steps` are acknowledged.
     acknowledged: Arc<AtomicUsize>,
-    next_volume: u8,
+    /// Groups that were created or found so far: each has terms of its own, so that a position is
+    /// never one of two groups that had the same id.
+    incarnations: u64,
 }
 
 pub fn crash_options() -> StoreOptions {
@@ -217,7 +219,7 @@ impl Host {
             steps: Vec::new(),
             base: BTreeMap::new(),
             acknowledged: Arc::default(),
-            next_volume: 0,
+            incarnations: 0,
         }
     }
 
@@ -274,12 +276,12 @@ impl Host {
         history: Vec<Command>,
         applied: Option<LogPosition>,
     ) {
-        self.next_volume += 1;
+        self.incarnations += 1;
         let volume = VolumeId::from_bytes([id.0 as u8 + 1; 16]);
         let state = Arc::new(MachineState(Mutex::new(applied)));
         let provider: Arc<dyn StateProvider> = state.clone();
         group.set_state_provider(&provider);
-        let term = u64::from(self.next_volume) * 1000;
+        let term = self.incarnations * 1_000_000;
         self.machines.insert(id, Machine { group, volume, history, state, term });
     }
 
@@ -436,7 +438,7 @@ impl Host {
     /// Opens what the crash left and compares. Returns the host on that disk.
     pub fn after_crash(mut self, disk: &Arc<SimDisk>) -> Self {
         let acknowledged = self.acknowledged.load(Ordering::SeqCst);
-        let seed = self.rng.random();
+        let (seed, incarnations) = (self.rng.random(), self.incarnations);
         let (steps, base) = (std::mem::take(&mut self.steps), std::mem::take(&mut self.base));
         let histories: BTreeMap<CopysetId, Vec<Command>> =
             self.machines.iter().map(|(id, m)| (*id, m.history.clone())).collect();
@@ -464,7 +466,7 @@ impl Host {
                 steps.len()
             )
         });
-        let mut host = Self::new(seed, store);
+        let mut host = Self { incarnations, ..Self::new(seed, store) };
         host.logs = logs.clone();
         host.base = logs;
         for found in found {
@@ -509,8 +511,6 @@ impl Host {
         for command in &history[count..] {
             machine.apply(*command).expect("replay");
         }
-        let top = self.logs[&id].entries.values().map(|c| c.term).max().unwrap_or(0);
-        machine.term = machine.term.max(top + 1).max(history.last().map_or(0, |c| c.term) + 1);
         check_contents(&group, volume, &contents_after(&history));
     }
 
