@@ -480,11 +480,19 @@ impl Host {
         let log = &self.logs[&id];
         let mut history = histories.get(&id).cloned().unwrap_or_default();
         let count = found.applied.map_or(0, |p| p.index as usize + 1);
-        let belongs = count == 0
+        let entries = group.entries(count as u64..u64::MAX, usize::MAX).expect("entries");
+        let replayed = entries
+            .iter()
+            .zip(history.iter().skip(count))
+            .take_while(|(e, c)| c.entry(e.position.index) == **e)
+            .count();
+        let applied_known = count == 0
             || (count <= history.len()
                 && history[count - 1].entry(count as u64 - 1).position
                     == found.applied.expect("some"));
-        if !belongs {
+        // What was purged was applied, although recovery may show it again.
+        let purged_known = log.purged.is_none_or(|p| p.index < (count + replayed) as u64);
+        if !applied_known || !purged_known {
             // An older incarnation (the removal was lost) or an install that came through without
             // an answer: its history is not known any more, only that it is consistent.
             durable(|done| self.store.remove_group(id, done)).expect("remove");
@@ -497,12 +505,6 @@ impl Host {
         }
         let volume = VolumeId::from_bytes([id.0 as u8 + 1; 16]);
         check_contents(&group, volume, &contents_after(&history[..count]));
-        let entries = group.entries(count as u64..u64::MAX, usize::MAX).expect("entries");
-        let same = entries
-            .iter()
-            .zip(&history[count..])
-            .take_while(|(e, c)| c.entry(e.position.index) == **e);
-        let replayed = same.count();
         let last = log.last().map_or(0, |p| p.index as usize + 1);
         history.truncate(count + replayed);
         assert!(count + replayed <= last.max(count));
