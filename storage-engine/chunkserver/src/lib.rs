@@ -14,6 +14,7 @@ mod options;
 mod orders;
 mod reads;
 mod repair;
+mod scrub;
 mod server;
 mod service;
 

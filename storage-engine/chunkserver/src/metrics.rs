@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::repair::Outcome;
+use crate::repair::{Finder, Outcome};
 
 /// Kinds of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +48,7 @@ struct OpLabels {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct RepairLabels {
+    found_by: &'static str,
     outcome: &'static str,
 }
 
@@ -67,6 +68,7 @@ pub(crate) struct Metrics {
     serving: Gauge,
     repairs: Family<RepairLabels, Counter>,
     differing: Counter,
+    scrubbed: Counter,
 }
 
 /// From a write on a fast disk to one that waited for an election.
@@ -94,6 +96,7 @@ impl Default for Metrics {
             serving: Gauge::default(),
             repairs: Family::default(),
             differing: Counter::default(),
+            scrubbed: Counter::default(),
         }
     }
 }
@@ -119,8 +122,10 @@ impl Metrics {
         registry.register("leaders", "Replicas here that lead", self.leaders.clone());
         registry.register("stopped", "Replicas here that failed", self.stopped.clone());
         registry.register("serving", "1 while requests are taken", self.serving.clone());
-        let help = "Damaged blocks that reads found, by what became of them";
+        let help = "Damaged blocks, by who found them and what became of them";
         registry.register("block_repairs", help, self.repairs.clone());
+        let help = "Bytes of stored blocks that the scrub has read";
+        registry.register_with_unit("scrubbed", help, Unit::Bytes, self.scrubbed.clone());
         let help = "Blocks of which replicas hold copies that are valid and differ";
         registry.register("differing_blocks", help, self.differing.clone());
     }
@@ -152,8 +157,13 @@ impl Metrics {
         set(&self.stopped, reports.iter().filter(|report| report.failure.is_some()).count() as u64);
     }
 
-    pub fn repair(&self, outcome: Outcome) {
-        self.repairs.get_or_create(&RepairLabels { outcome: outcome.as_str() }).inc();
+    pub fn repair(&self, finder: Finder, outcome: Outcome) {
+        let labels = RepairLabels { found_by: finder.as_str(), outcome: outcome.as_str() };
+        self.repairs.get_or_create(&labels).inc();
+    }
+
+    pub fn scrubbed(&self, bytes: u64) {
+        self.scrubbed.inc_by(bytes);
     }
 
     pub fn replicas_differ(&self) {

@@ -1,20 +1,16 @@
 //! Damaged blocks get their bytes back from a peer: asks for them, and lets the store judge whether
 //! they are the right ones.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use curve_raft::{GroupHandle, Resolve};
+use curve_raft::{DialError, GroupHandle};
 use curve_store::{ChunkView, Group, Repair, StoreError};
-use curve_types::{ChunkKey, DeviceId};
-use curve_wire::auth::{Credentials, Key, Principal};
+use curve_types::DeviceId;
 use curve_wire::chunk::{ChunkError, KIND_PEER_READ, PeerBlock, PeerRead, decode_reply};
-use curve_wire::rpc::Connection;
 use curve_wire::with_causes;
 use tokio::sync::Mutex;
 
-use crate::AddressBook;
 use crate::metrics::Metrics;
 
 /// A reader waits so long for its turn, and then so long for the repair. Clients wait 4 s for a
@@ -25,14 +21,28 @@ const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// A peer that is behind, or that does not answer, is asked again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Repairs what reads find damaged.
+/// Repairs what reads and the scrub find damaged.
 pub(crate) struct Repairer {
     device: DeviceId,
-    peer_key: Key,
-    addresses: Arc<AddressBook>,
     metrics: Metrics,
     /// One repair at a time: many readers may find the same block.
     turn: Mutex<()>,
+}
+
+/// Who found a block damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Finder {
+    Read,
+    Scrub,
+}
+
+impl Finder {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Scrub => "scrub",
+        }
+    }
 }
 
 /// How a repair ended.
@@ -67,31 +77,29 @@ enum Answer {
 }
 
 impl Repairer {
-    pub fn new(
-        device: DeviceId,
-        peer_key: Key,
-        addresses: Arc<AddressBook>,
-        metrics: Metrics,
-    ) -> Self {
-        Self { device, peer_key, addresses, metrics, turn: Mutex::default() }
+    pub fn new(device: DeviceId, metrics: Metrics) -> Self {
+        Self { device, metrics, turn: Mutex::default() }
     }
 
     pub async fn repair(
         &self,
         handle: &GroupHandle,
         group: &Group,
-        key: ChunkKey,
-        block: u32,
+        damaged: PeerRead,
+        finder: Finder,
     ) -> Result<Outcome, StoreError> {
         let outcome = match tokio::time::timeout(TIMEOUT, self.turn.lock()).await {
             Ok(_turn) => {
-                let repair = self.repair_in_turn(handle, group, key, block);
+                let repair = self.repair_in_turn(handle, group, damaged);
                 tokio::time::timeout(TIMEOUT, repair).await.unwrap_or(Ok(Outcome::Unfinished))?
             }
             Err(_) => Outcome::Unfinished,
         };
-        self.metrics.repair(outcome);
-        tracing::warn!(copyset = %group.id(), chunk = %key, block, ?outcome, "damaged block");
+        self.metrics.repair(finder, outcome);
+        let PeerRead { key, block } = damaged;
+        tracing::warn!(
+            copyset = %group.id(), chunk = %key, block, ?finder, ?outcome, "damaged block"
+        );
         Ok(outcome)
     }
 
@@ -99,18 +107,17 @@ impl Repairer {
         &self,
         handle: &GroupHandle,
         group: &Group,
-        key: ChunkKey,
-        block: u32,
+        damaged: PeerRead,
     ) -> Result<Outcome, StoreError> {
-        let Some(view) = blocking(group, move |group| damaged_view(group, key, block)).await?
-        else {
+        let Some(view) = blocking(group, move |group| damaged_view(group, damaged)).await? else {
             return Ok(Outcome::Superseded);
         };
+        let PeerRead { key, block } = damaged;
         let mut peers = handle.members();
         peers.remove(&self.device);
         while !peers.is_empty() {
             for peer in peers.clone() {
-                let PeerBlock { applied, data } = match self.ask(peer, group, key, block).await {
+                let PeerBlock { applied, data } = match ask(handle, peer, damaged).await {
                     Answer::Block(block) => block,
                     Answer::NotNow => continue,
                     Answer::Never => {
@@ -138,36 +145,34 @@ impl Repairer {
         }
         Ok(Outcome::Lost)
     }
+}
 
-    async fn ask(&self, peer: DeviceId, group: &Group, key: ChunkKey, block: u32) -> Answer {
-        let Some(address) = self.addresses.address(peer) else { return Answer::NotNow };
-        let credentials =
-            Credentials::peer(Principal::Peer { device: self.device }, &self.peer_key);
-        let asked = async {
-            let connection = Connection::open(&address, &credentials, peer).await?;
-            let request = PeerRead { key, block }.encode();
-            connection.call(KIND_PEER_READ, group.id().0, request, Bytes::new()).await
-        };
-        let frame = match tokio::time::timeout(ASK_TIMEOUT, asked).await {
-            Ok(Ok(frame)) => frame,
-            Ok(Err(error)) => {
-                tracing::debug!(%peer, error = with_causes(&error), "cannot ask for a block");
-                return Answer::NotNow;
-            }
-            Err(_) => return Answer::NotNow,
-        };
-        match decode_reply(&frame.body) {
-            Ok(Ok(body)) => PeerBlock::decode(&body).map_or(Answer::Never, Answer::Block),
-            Ok(Err(ChunkError::Unavailable | ChunkError::NoSuchCopyset)) => Answer::NotNow,
-            Ok(Err(_)) | Err(_) => Answer::Never,
+async fn ask(handle: &GroupHandle, peer: DeviceId, wanted: PeerRead) -> Answer {
+    let asked = async {
+        let connection = handle.dial(peer).await?;
+        let request = wanted.encode();
+        let answer = connection.call(KIND_PEER_READ, handle.id().0, request, Bytes::new());
+        answer.await.map_err(DialError::from)
+    };
+    let frame = match tokio::time::timeout(ASK_TIMEOUT, asked).await {
+        Ok(Ok(frame)) => frame,
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, error = with_causes(&error), "cannot ask for a block");
+            return Answer::NotNow;
         }
+        Err(_) => return Answer::NotNow,
+    };
+    match decode_reply(&frame.body) {
+        Ok(Ok(body)) => PeerBlock::decode(&body).map_or(Answer::Never, Answer::Block),
+        Ok(Err(ChunkError::Unavailable | ChunkError::NoSuchCopyset)) => Answer::NotNow,
+        Ok(Err(_)) | Err(_) => Answer::Never,
     }
 }
 
 /// The group's state now, if the block is damaged in it.
-fn damaged_view(group: &Group, key: ChunkKey, block: u32) -> Result<Option<ChunkView>, StoreError> {
+fn damaged_view(group: &Group, damaged: PeerRead) -> Result<Option<ChunkView>, StoreError> {
     let view = group.view()?;
-    match view.read(key, block..block + 1) {
+    match view.read(damaged.key, damaged.block..damaged.block + 1) {
         Ok(_) => Ok(None),
         Err(error) if error.unreadable_block().is_some() => Ok(Some(view)),
         Err(error) => Err(error),
@@ -175,24 +180,25 @@ fn damaged_view(group: &Group, key: ChunkKey, block: u32) -> Result<Option<Chunk
 }
 
 /// A peer's question answered.
-pub(crate) async fn peer_block(
-    group: &Group,
-    key: ChunkKey,
-    block: u32,
-) -> Result<PeerBlock, StoreError> {
+pub(crate) async fn peer_block(group: &Group, wanted: PeerRead) -> Result<PeerBlock, StoreError> {
     let look = move |group: &Group| {
         let view = group.view()?;
-        let data = view.read(key, block..block + 1)?;
+        let data = view.read(wanted.key, wanted.block..wanted.block + 1)?;
         Ok(PeerBlock { applied: view.applied().map_or(0, |applied| applied.index), data })
     };
     blocking(group, look).await
 }
 
-async fn blocking<T: Send + 'static>(
+/// Work that may wait for the disk.
+pub(crate) async fn blocking<T: Send + 'static>(
     group: &Group,
     work: impl FnOnce(&Group) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let group = group.clone();
     let done = tokio::task::spawn_blocking(move || work(&group)).await;
-    done.map_err(|_| StoreError::Failed { reason: "the server is stopping".into() })?
+    done.map_err(|_| stopping())?
+}
+
+pub(crate) fn stopping() -> StoreError {
+    StoreError::Failed { reason: "the server is stopping".into() }
 }

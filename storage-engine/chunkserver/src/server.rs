@@ -24,11 +24,16 @@ use crate::machine::{BlockMachine, BlockState};
 use crate::metrics::Metrics;
 use crate::reads::ReadReaper;
 use crate::repair::Repairer;
+use crate::scrub::Scrubber;
 use crate::service::{BlockService, Replica, Replicas};
 use crate::{AddressBook, ChunkserverOptions, DeviceError};
 
 /// What leaders get to hand over before the process ends anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything that a device stores is read once in so long: the shortest time in which a second
+/// disk should not fail, and little load.
+const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a chunkserver did not start, or stopped.
 #[derive(Debug, Error)]
@@ -62,6 +67,7 @@ pub struct BlockServer {
     replicas: Replicas,
     addresses: Arc<AddressBook>,
     metrics: Metrics,
+    scrub_period: Duration,
     _reaper: Option<ReadReaper>,
 }
 
@@ -72,12 +78,15 @@ pub struct BlockServerOptions {
     pub store: Store,
     pub recovered: Vec<RecoveredGroup>,
     pub timing: Timing,
+    /// In which everything that is stored is read once to find damage.
+    pub scrub_period: Duration,
 }
 
 impl BlockServer {
     /// Starts every copyset found on the device.
     pub async fn start(options: BlockServerOptions) -> Result<Self, HostError> {
-        let BlockServerOptions { device, peer_key, store, recovered, timing } = options;
+        let BlockServerOptions { device, peer_key, store, recovered, timing, scrub_period } =
+            options;
         let reaper = ReadReaper::start(&store);
         let replicas = Replicas::default();
         let addresses = Arc::new(AddressBook::default());
@@ -93,7 +102,17 @@ impl BlockServer {
         };
         let host = RaftHost::start(host_options, factory(replicas.clone())).await?;
         let metrics = Metrics::default();
-        Ok(Self { device, peer_key, store, host, replicas, addresses, metrics, _reaper: reaper })
+        Ok(Self {
+            device,
+            peer_key,
+            store,
+            host,
+            replicas,
+            addresses,
+            metrics,
+            scrub_period,
+            _reaper: reaper,
+        })
     }
 
     pub fn device(&self) -> DeviceId {
@@ -129,15 +148,18 @@ impl BlockServer {
         Ok(())
     }
 
-    /// Serves a data-plane socket until dropped.
+    /// Serves a data-plane socket, and scrubs the device, until dropped.
     pub async fn serve(&self, listener: TcpListener) {
         let admission = Admission::new(self.store.clone());
-        let repairer = Repairer::new(
-            self.device,
-            self.peer_key.clone(),
-            self.addresses.clone(),
-            self.metrics.clone(),
-        );
+        let repairer = Arc::new(Repairer::new(self.device, self.metrics.clone()));
+        let scrubber = Scrubber {
+            host: self.host.clone(),
+            replicas: self.replicas.clone(),
+            store: self.store.clone(),
+            repairer: repairer.clone(),
+            metrics: self.metrics.clone(),
+            period: self.scrub_period,
+        };
         let service = BlockService::new(
             self.host.clone(),
             self.replicas.clone(),
@@ -146,7 +168,8 @@ impl BlockServer {
             self.metrics.clone(),
         );
         self.metrics.set_serving(true);
-        rpc::serve(listener, self.device, self.peer_key.clone(), Arc::new(service)).await;
+        let served = rpc::serve(listener, self.device, self.peer_key.clone(), Arc::new(service));
+        tokio::join!(served, scrubber.run());
     }
 
     /// Resolves when the device has failed.
@@ -221,8 +244,15 @@ pub async fn serve(
     };
     let OpenDevice { device, peer_key, store, recovered } = opened;
     let timing = Timing::default();
-    let started =
-        BlockServer::start(BlockServerOptions { device, peer_key, store, recovered, timing });
+    let scrub_period = SCRUB_PERIOD;
+    let started = BlockServer::start(BlockServerOptions {
+        device,
+        peer_key,
+        store,
+        recovered,
+        timing,
+        scrub_period,
+    });
     let server = Arc::new(started.await?);
     tracing::info!(name = options.name, %device, address = options.advertise, "started");
 

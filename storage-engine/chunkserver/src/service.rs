@@ -3,7 +3,7 @@
 
 mod authorize;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::admission::Admission;
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
-use crate::repair::{Outcome, Repairer, peer_block};
+use crate::repair::{Finder, Outcome, Repairer, blocking, peer_block, stopping};
 
 /// Reads at the disk at a time: as deep as one disk makes use of. Those that do not lie in one piece
 /// take a thread each.
@@ -52,7 +52,12 @@ impl Replicas {
         self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn get(&self, id: CopysetId) -> Option<Replica> {
+    /// In order.
+    pub fn ids(&self) -> BTreeSet<CopysetId> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    pub fn get(&self, id: CopysetId) -> Option<Replica> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 }
@@ -67,7 +72,7 @@ struct Inner {
     replicas: Replicas,
     admission: Admission,
     reads: Semaphore,
-    repairer: Repairer,
+    repairer: Arc<Repairer>,
     metrics: Metrics,
 }
 
@@ -76,7 +81,7 @@ impl BlockService {
         host: RaftHost,
         replicas: Replicas,
         admission: Admission,
-        repairer: Repairer,
+        repairer: Arc<Repairer>,
         metrics: Metrics,
     ) -> Self {
         let reads = Semaphore::new(READS_MAX);
@@ -195,7 +200,8 @@ impl Inner {
             let Some((key, block)) = error.unreadable_block() else {
                 return Err(chunk_error(&error));
             };
-            match self.repairer.repair(&group, &replica.group, key, block).await {
+            let damaged = PeerRead { key, block };
+            match self.repairer.repair(&group, &replica.group, damaged, Finder::Read).await {
                 Ok(Outcome::Repaired | Outcome::Superseded) => {}
                 Ok(Outcome::Lost) => return Err(ChunkError::Damaged),
                 Ok(Outcome::Unfinished) => return Err(ChunkError::Unavailable),
@@ -232,7 +238,7 @@ impl Inner {
         copyset: CopysetId,
         body: &[u8],
     ) -> Result<Bytes, ChunkError> {
-        let PeerRead { key, block } = PeerRead::decode(body).map_err(|error| {
+        let wanted = PeerRead::decode(body).map_err(|error| {
             tracing::warn!(?principal, %copyset, %error, "refused a malformed peer read");
             ChunkError::BadRequest
         })?;
@@ -241,8 +247,8 @@ impl Inner {
             Principal::Peer { device } if group.members().contains(&device) => {}
             _ => return Err(ChunkError::Forbidden),
         }
-        peer_block(&replica.group, key, block).await.map(|block| block.encode()).map_err(|error| {
-            tracing::warn!(%copyset, chunk = %key, block, %error, "no block for a peer");
+        peer_block(&replica.group, wanted).await.map(|block| block.encode()).map_err(|error| {
+            tracing::warn!(%copyset, ?wanted, %error, "no block for a peer");
             chunk_error(&error)
         })
     }
@@ -254,22 +260,15 @@ async fn read_stored(group: Group, range: ChunkRange) -> Result<Bytes, StoreErro
     let fetched = Box::new(move |fetched| drop(answer.send(fetched)));
     match group.begin_read(key, offset, len, fetched)? {
         BegunRead::Ready(bytes) => Ok(bytes),
-        BegunRead::Pending => answered.await.map_err(|_| stopped())?.into_bytes(),
-        BegunRead::Declined => {
-            let read = tokio::task::spawn_blocking(move || group.read(key, offset, len));
-            read.await.map_err(|_| stopped())?
-        }
+        BegunRead::Pending => answered.await.map_err(|_| stopping())?.into_bytes(),
+        BegunRead::Declined => blocking(&group, move |group| group.read(key, offset, len)).await,
     }
 }
 
 fn chunk_error(error: &StoreError) -> ChunkError {
     match error {
-        StoreError::BadBlock { .. } | StoreError::LostBlock { .. } => ChunkError::Damaged,
+        error if error.unreadable_block().is_some() => ChunkError::Damaged,
         StoreError::NoGroup(_) => ChunkError::NoSuchCopyset,
         _ => ChunkError::Unavailable,
     }
-}
-
-fn stopped() -> StoreError {
-    StoreError::Failed { reason: "the server is stopping".into() }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use curve_store::LogEntry;
 use curve_types::{CopysetId, DeviceId};
+use curve_wire::rpc::Connection;
 use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
 use openraft::{ReadPolicy as RaftReadPolicy, ServerState};
 use thiserror::Error;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::ReadPolicy;
 use crate::core::{CAUGHT_UP_LAG, GroupCore, elapsed};
+use crate::peers::DialError;
 use crate::types::{NodeId, Proposal};
 
 pub(crate) mod change;
@@ -216,6 +218,11 @@ impl GroupHandle {
     /// Voters and learners of the effective configuration.
     pub fn members(&self) -> BTreeSet<DeviceId> {
         self.core.members()
+    }
+
+    /// A connection of one's own to another member.
+    pub async fn dial(&self, peer: DeviceId) -> Result<Connection, DialError> {
+        self.core.shared.peers.dial(peer).await
     }
 
     pub fn leader(&self) -> Option<DeviceId> {

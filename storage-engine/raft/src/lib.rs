@@ -28,6 +28,7 @@ pub use group::{ChangeError, GroupHandle, Leadership, ProposeError, ReadError, T
 pub use host::{HostError, RaftHost};
 pub use machine::{NoParts, SnapshotSink, SnapshotSource, StateMachine};
 pub use options::{Factory, GroupReport, HostOptions, ReadPolicy, Resolve, Timing};
+pub use peers::DialError;
 
 /// What the owner of a host needs of the store to open its device and to implement a
 /// `StateMachine`, for crates that may not know the store itself.

@@ -44,8 +44,9 @@ impl Lane {
     }
 }
 
+/// Why a peer was not reached.
 #[derive(Debug, Error)]
-pub(crate) enum DialError {
+pub enum DialError {
     #[error("no address is known for {0}")]
     NoAddress(DeviceId),
     #[error("{address} did not answer within {DIAL_TIMEOUT:?}")]

@@ -126,10 +126,10 @@ impl<'a> Writer<'a> {
         self.put_u8(u8::from(dense));
         if dense {
             let mut bitmap = [0; BITMAP_LEN];
-            chunk.device_blocks().for_each(|(i, _)| bitmap[usize::from(i) / 8] |= 1 << (i % 8));
+            chunk.table_blocks().for_each(|(i, _)| bitmap[usize::from(i) / 8] |= 1 << (i % 8));
             self.put_bytes(&bitmap);
         }
-        for (index, addr) in chunk.device_blocks() {
+        for (index, addr) in chunk.table_blocks() {
             if !dense {
                 self.put_u16(index);
             }

@@ -135,8 +135,8 @@ impl Chunk {
         self.overlay.contains_key(&index) || self.device(index).is_some()
     }
 
-    /// Every block on the device or lost, by index.
-    pub fn device_blocks(&self) -> Box<dyn Iterator<Item = (u16, BlockAddr)> + '_> {
+    /// Every block that is not in memory, by index: on the device, or lost.
+    pub fn table_blocks(&self) -> Box<dyn Iterator<Item = (u16, BlockAddr)> + '_> {
         match &self.table {
             Table::Sparse(list) => Box::new(list.iter().copied()),
             Table::Dense { slots, .. } => Box::new(
@@ -152,7 +152,7 @@ impl Chunk {
     /// Indices of blocks that are not holes, in order.
     pub fn occupied(&self) -> Vec<u16> {
         let mut all: Vec<u16> =
-            self.device_blocks().map(|(i, _)| i).chain(self.overlay.keys().copied()).collect();
+            self.table_blocks().map(|(i, _)| i).chain(self.overlay.keys().copied()).collect();
         all.sort_unstable();
         all
     }

@@ -393,6 +393,12 @@ impl Group {
         self.inner.space().begin_read(key, offset, len, fetched)
     }
 
+    /// The first chunk after `key` (None: of all), with the indices of those of its blocks that a
+    /// read looks for on the device, in order. For walks over everything that is stored.
+    pub fn chunk_after(&self, key: Option<ChunkKey>) -> Option<(ChunkKey, Vec<u16>)> {
+        self.inner.space().chunk_after(key)
+    }
+
     fn check_exists(&self) -> Result<(), StoreError> {
         match self.inner.log().removed {
             true => Err(StoreError::NoGroup(self.id())),

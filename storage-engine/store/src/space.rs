@@ -3,7 +3,7 @@
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
@@ -141,6 +141,15 @@ impl Space {
         place(&self.tables().chunks, key, index)
     }
 
+    /// The first chunk after `key` (None: of all) with the indices of its blocks that are not in
+    /// memory, in order.
+    pub fn chunk_after(&self, key: Option<ChunkKey>) -> Option<(ChunkKey, Vec<u16>)> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        let tables = self.tables();
+        let (key, chunk) = tables.chunks.range((from, Bound::Unbounded)).next()?;
+        Some((*key, chunk.table_blocks().map(|(index, _)| index).collect()))
+    }
+
     /// Blocks in memory now, in table order.
     pub fn dirty_blocks(&self) -> Vec<DirtyBlock> {
         let mut tables = self.tables_mut();
@@ -231,7 +240,7 @@ impl Space {
             in_memory += chunk.overlay().count() as u64;
             let homes = chunk.overlay().filter_map(|(_, block)| block.home);
             on_device.extend(homes.map(|addr| addr.block));
-            let placed = chunk.device_blocks().filter(|(_, addr)| !addr.is_lost());
+            let placed = chunk.table_blocks().filter(|(_, addr)| !addr.is_lost());
             on_device.extend(placed.map(|(_, addr)| addr.block));
         }
         self.supersede(on_device);

@@ -350,12 +350,54 @@ async fn a_read_repairs_what_it_finds_damaged_from_whoever_has_it() -> Result<()
         ensure!(rig.damage(number, &blocks[block]) > 0, "node {number} has no block {block}");
     }
     ensure!(volume.read(0, (8 * BLOCK) as u32).await? == blocks.concat());
-    let repaired = "curve_chunkserver_block_repairs_total{outcome=\"repaired\"} 2\n";
+    let repaired =
+        "curve_chunkserver_block_repairs_total{found_by=\"read\",outcome=\"repaired\"} 2\n";
     let metrics = rig.metrics(leader)?;
     ensure!(metrics.contains(repaired), "{metrics}");
     ensure!(volume.read(0, (8 * BLOCK) as u32).await? == blocks.concat());
     ensure!(rig.metrics(leader)?.contains(repaired), "repaired once and for all");
     Ok(())
+}
+
+/// On a replica that does not lead, so that no client's read finds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_scrub_repairs_what_nobody_reads() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    rig.scrub_period = Duration::from_millis(200);
+    let blocks = stored(&mut rig, &volume, 200).await?;
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let follower = (rig.leader(copyset_of(key)).await? + 1) % 3;
+    // Two in one read of the scrub, and one in another.
+    let damaged = [3, 5, 150];
+    for block in damaged {
+        ensure!(rig.damage(follower, &blocks[block]) > 0, "no block {block}");
+    }
+    let repaired = "block_repairs_total{found_by=\"scrub\",outcome=\"repaired\"} 3\n";
+    until(&rig, follower, |metrics| metrics.contains(repaired)).await?;
+    let walks = |metrics: &str| {
+        let (_, value) = metrics.split_once("\ncurve_chunkserver_scrubbed_bytes_total ")?;
+        Some(value.lines().next()?.parse::<u64>().ok()? / (200 * BLOCK_SIZE))
+    };
+    let before = walks(&rig.metrics(follower)?).expect("the scrub is counted");
+    until(&rig, follower, |metrics| walks(metrics) >= Some(before + 2)).await?;
+    ensure!(rig.metrics(follower)?.contains(repaired), "repaired once and for all");
+    for block in damaged {
+        let stored = rig.stored(follower, key, block as u32)?;
+        ensure!(stored == blocks[block], "block {block} has other bytes");
+    }
+    Ok(())
+}
+
+/// Waits until a node exports what is wanted.
+async fn until(rig: &Rig, number: usize, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    for _ in 0..1000 {
+        if wanted(&rig.metrics(number)?) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    anyhow::bail!("not within 20 s: {}", rig.metrics(number)?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -386,7 +428,10 @@ async fn part_of_a_damaged_block_is_written_and_the_rest_comes_from_a_peer() -> 
     blocks[1][512..1024].fill(9);
     ensure!(volume.read(0, (3 * BLOCK) as u32).await? == blocks.concat());
     let metrics = rig.metrics(leader)?;
-    ensure!(metrics.contains("block_repairs_total{outcome=\"repaired\"} 1\n"), "{metrics}");
+    ensure!(
+        metrics.contains("block_repairs_total{found_by=\"read\",outcome=\"repaired\"} 1\n"),
+        "{metrics}"
+    );
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use curve_client::{MdsClient, Session, Volume, VolumeOptions};
 use curve_raft::Timing;
 use curve_store::{FormatOptions, SimDisk, Store, StoreOptions, format};
 use curve_types::{
-    ByteSize, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange, VolumeId,
+    BLOCK_SIZE, ByteSize, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange,
+    VolumeId,
 };
 use curve_wire::auth::{Credentials, Key, Principal, session_key};
 use curve_wire::chunk::{
@@ -26,6 +27,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::copyset_of;
 use crate::mds::FakeMds;
 
 pub const COPYSETS: u32 = 2;
@@ -54,7 +56,12 @@ struct Running {
     serving: JoinHandle<()>,
 }
 
+/// Longer than a test: nothing is read.
+const NO_SCRUB: Duration = Duration::from_secs(3600);
+
 pub struct Rig {
+    /// Of servers that start from now on.
+    pub scrub_period: Duration,
     peer_key: Key,
     nodes: Vec<Node>,
     pub mds: MdsClient,
@@ -84,7 +91,8 @@ impl Rig {
         let fake = Arc::new(FakeMds::new(topology(&nodes)));
         let endpoint = fake.clone().serve(&authority.issue(Role::Mds, "mds-0")?).await?;
         let mds = MdsClient::connect(&[endpoint], &authority.issue(Role::Admin, "test")?)?;
-        let mut rig = Self { peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
+        let mut rig =
+            Self { scrub_period: NO_SCRUB, peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
         for (number, listener) in listeners.into_iter().enumerate() {
             rig.boot(number, listener).await?;
         }
@@ -108,6 +116,7 @@ impl Rig {
             store,
             recovered,
             timing: timing(),
+            scrub_period: self.scrub_period,
         };
         let server = Arc::new(BlockServer::start(options).await?);
         server.addresses().replace(1, addresses);
@@ -220,6 +229,13 @@ impl Rig {
         let copies = disk.find(block);
         copies.iter().for_each(|at| disk.flip_bit(at + 77, 2));
         copies.len()
+    }
+
+    /// The block as the node's device has it.
+    pub fn stored(&self, number: usize, key: ChunkKey, block: u32) -> Result<Bytes> {
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        let group = running.server.store().group(copyset_of(key)).context("a replica")?;
+        Ok(group.read(key, block * BLOCK_SIZE as u32, BLOCK_SIZE as u32)?)
     }
 
     /// Makes the node look for a peer's blocks where something listens and never answers.
