@@ -69,6 +69,7 @@ pub(crate) struct Metrics {
     repairs: Family<RepairLabels, Counter>,
     differing: Counter,
     scrubbed: Counter,
+    scrub_walks: Counter,
 }
 
 /// From a write on a fast disk to one that waited for an election.
@@ -97,6 +98,7 @@ impl Default for Metrics {
             repairs: Family::default(),
             differing: Counter::default(),
             scrubbed: Counter::default(),
+            scrub_walks: Counter::default(),
         }
     }
 }
@@ -126,6 +128,8 @@ impl Metrics {
         registry.register("block_repairs", help, self.repairs.clone());
         let help = "Bytes of stored blocks that the scrub has read";
         registry.register_with_unit("scrubbed", help, Unit::Bytes, self.scrubbed.clone());
+        let help = "Times that the scrub has read the blocks of all replicas here";
+        registry.register("scrub_walks", help, self.scrub_walks.clone());
         let help = "Blocks of which replicas hold copies that are valid and differ";
         registry.register("differing_blocks", help, self.differing.clone());
     }
@@ -164,6 +168,10 @@ impl Metrics {
 
     pub fn scrubbed(&self, bytes: u64) {
         self.scrubbed.inc_by(bytes);
+    }
+
+    pub fn scrub_walked(&self) {
+        self.scrub_walks.inc();
     }
 
     pub fn replicas_differ(&self) {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use curve_raft::{DialError, GroupHandle};
+use curve_raft::GroupHandle;
 use curve_store::{ChunkView, Group, Repair, StoreError};
 use curve_types::DeviceId;
 use curve_wire::chunk::{ChunkError, KIND_PEER_READ, PeerBlock, PeerRead, decode_reply};
@@ -149,22 +149,29 @@ impl Repairer {
 
 async fn ask(handle: &GroupHandle, peer: DeviceId, wanted: PeerRead) -> Answer {
     let asked = async {
-        let connection = handle.dial(peer).await?;
+        let connection = match handle.dial(peer).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(with_causes(&error)),
+        };
         let request = wanted.encode();
         let answer = connection.call(KIND_PEER_READ, handle.id().0, request, Bytes::new());
-        answer.await.map_err(DialError::from)
+        answer.await.map_err(|error| with_causes(&error))
     };
     let frame = match tokio::time::timeout(ASK_TIMEOUT, asked).await {
         Ok(Ok(frame)) => frame,
         Ok(Err(error)) => {
-            tracing::debug!(%peer, error = with_causes(&error), "cannot ask for a block");
+            tracing::debug!(%peer, error, "cannot ask for a block");
             return Answer::NotNow;
         }
         Err(_) => return Answer::NotNow,
     };
     match decode_reply(&frame.body) {
         Ok(Ok(body)) => PeerBlock::decode(&body).map_or(Answer::Never, Answer::Block),
-        Ok(Err(ChunkError::Unavailable | ChunkError::NoSuchCopyset)) => Answer::NotNow,
+        // Forbidden: one of us does not know yet whether this replica is a member. Were it taken
+        // for a no, a replica that is about to be dropped would call its blocks lost.
+        Ok(Err(ChunkError::Unavailable | ChunkError::NoSuchCopyset | ChunkError::Forbidden)) => {
+            Answer::NotNow
+        }
         Ok(Err(_)) | Err(_) => Answer::Never,
     }
 }

@@ -31,8 +31,8 @@ use crate::{AddressBook, ChunkserverOptions, DeviceError};
 /// What leaders get to hand over before the process ends anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything that a device stores is read once in so long: the shortest time in which a second
-/// disk should not fail, and little load.
+/// The blocks of a device are read once in so long: short against the time in which other copies
+/// of a block go bad, and so long that it is little load (1.7 MiB/s for a TiB).
 const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a chunkserver did not start, or stopped.
@@ -78,7 +78,7 @@ pub struct BlockServerOptions {
     pub store: Store,
     pub recovered: Vec<RecoveredGroup>,
     pub timing: Timing,
-    /// In which everything that is stored is read once to find damage.
+    /// In which every stored block is read once to find damage.
     pub scrub_period: Duration,
 }
 
@@ -244,14 +244,13 @@ pub async fn serve(
     };
     let OpenDevice { device, peer_key, store, recovered } = opened;
     let timing = Timing::default();
-    let scrub_period = SCRUB_PERIOD;
     let started = BlockServer::start(BlockServerOptions {
         device,
         peer_key,
         store,
         recovered,
         timing,
-        scrub_period,
+        scrub_period: SCRUB_PERIOD,
     });
     let server = Arc::new(started.await?);
     tracing::info!(name = options.name, %device, address = options.advertise, "started");

@@ -3,7 +3,7 @@
 
 mod authorize;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -52,8 +52,7 @@ impl Replicas {
         self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// In order.
-    pub fn ids(&self) -> BTreeSet<CopysetId> {
+    pub fn ids(&self) -> Vec<CopysetId> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 

@@ -393,10 +393,20 @@ impl Group {
         self.inner.space().begin_read(key, offset, len, fetched)
     }
 
-    /// The first chunk after `key` (None: of all), with the indices of those of its blocks that a
-    /// read looks for on the device, in order. For walks over everything that is stored.
-    pub fn chunk_after(&self, key: Option<ChunkKey>) -> Option<(ChunkKey, Vec<u16>)> {
-        self.inner.space().chunk_after(key)
+    /// All chunks that hold data now, in order. `NoGroup` if the group was removed.
+    pub fn chunk_keys(&self) -> Result<Vec<ChunkKey>, StoreError> {
+        loop {
+            if let Some(keys) = self.inner.space().chunk_keys() {
+                return Ok(keys);
+            }
+            self.check_exists()?;
+        }
+    }
+
+    /// Indices of the chunk's blocks that are not in memory, in order: reads of them go to the
+    /// device, or find that they are lost.
+    pub fn table_blocks(&self, key: ChunkKey) -> Vec<u16> {
+        self.inner.space().table_blocks(key)
     }
 
     fn check_exists(&self) -> Result<(), StoreError> {

@@ -30,7 +30,8 @@ pub enum Repair {
 impl Group {
     /// Replaces block `block` of a chunk, found damaged in `view`, by the bytes that a peer has at
     /// applied index `index`. Waits while the overlay is full. As with every change of chunks, a
-    /// crash before the next checkpoint undoes it, and the damage is found again.
+    /// crash before the next checkpoint undoes it, so one is asked for at once: what was read seldom
+    /// may be written as seldom, and no other would come.
     pub fn repair(
         &self,
         view: &ChunkView,
@@ -68,6 +69,8 @@ impl Group {
             return Ok(Repair::Differs);
         }
         apply.write(key, block * BLOCK_SIZE as u32, bytes)?;
+        drop(apply);
+        self.core().upkeep.request_checkpoint();
         Ok(Repair::Done)
     }
 }

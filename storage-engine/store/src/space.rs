@@ -3,7 +3,7 @@
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
@@ -141,13 +141,17 @@ impl Space {
         place(&self.tables().chunks, key, index)
     }
 
-    /// The first chunk after `key` (None: of all) with the indices of its blocks that are not in
-    /// memory, in order.
-    pub fn chunk_after(&self, key: Option<ChunkKey>) -> Option<(ChunkKey, Vec<u16>)> {
-        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+    /// All chunks, in order. None once the space is retired.
+    pub fn chunk_keys(&self) -> Option<Vec<ChunkKey>> {
         let tables = self.tables();
-        let (key, chunk) = tables.chunks.range((from, Bound::Unbounded)).next()?;
-        Some((*key, chunk.table_blocks().map(|(index, _)| index).collect()))
+        (!tables.retired).then(|| tables.chunks.keys().copied().collect())
+    }
+
+    /// Indices of the chunk's blocks that are not in memory, in order.
+    pub fn table_blocks(&self, key: ChunkKey) -> Vec<u16> {
+        let tables = self.tables();
+        let Some(chunk) = tables.chunks.get(&key) else { return Vec::new() };
+        chunk.table_blocks().map(|(index, _)| index).collect()
     }
 
     /// Blocks in memory now, in table order.

@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{Blob, checkpoint, chunk, durable, node, open, sim};
@@ -77,15 +78,20 @@ fn a_peers_bytes_of_the_same_version_are_taken_and_kept() {
     assert_eq!(node.offer(&view, 4, bytes()), Repair::TooOld);
     assert_eq!(node.offer(&view, 6, bytes()), Repair::TooNew);
     assert!(node.is_damaged());
+    let roots = node.store.usage().roots_written;
     assert_eq!(node.offer(&view, 5, bytes()), Repair::Done);
     assert_eq!(node.read().expect("read"), bytes());
     assert_eq!(node.offer(&view, 5, bytes()), Repair::Superseded);
 
     drop(view);
-    checkpoint(&node.store).expect("checkpoint");
-    let Damaged { store, group, key, disk, provider } = node;
-    drop((group, store, provider));
-    let (_store, recovered) = open(&disk);
+    // Nothing else is written that a checkpoint could come from.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while node.store.usage().roots_written == roots {
+        assert!(Instant::now() < deadline, "the repair is in no checkpoint");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let Damaged { key, disk, .. } = node;
+    let (_store, recovered) = open(&Arc::new(disk.after_crash(|| false)));
     let read = recovered[0].group.read(key, BLOCK * 4096, 4096).expect("read");
     assert_eq!(read, bytes());
 }

@@ -323,26 +323,29 @@ async fn a_failed_sync_is_reported_and_the_others_go_on() -> Result<()> {
 }
 
 /// Blocks of one chunk, each with bytes of its own, that every node reads from its device.
-async fn stored(rig: &mut Rig, volume: &Volume, blocks: usize) -> Result<Vec<Vec<u8>>> {
+async fn stored(rig: &Rig, volume: &Volume, blocks: usize) -> Result<Vec<Vec<u8>>> {
     let block = |n: usize| (0..BLOCK).map(|i| (i * 5 + i / 256 + n * 11) as u8).collect();
     let blocks: Vec<Vec<u8>> = (1..=blocks).map(block).collect();
     volume.write(0, Bytes::from(blocks.concat())).await?;
-    // What was in memory is gone after that.
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
     for number in 0..3 {
-        rig.power_off(number).await?;
+        // Two nodes have acknowledged it; the third comes after.
+        let mut tries = 0;
+        while rig.stored(number, key, blocks.len() * BLOCK)? != blocks.concat() {
+            tries += 1;
+            ensure!(tries < 1000, "node {number} does not apply what was written");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        rig.checkpoint(number).await?;
     }
-    for number in 0..3 {
-        rig.power_on(number).await?;
-    }
-    ensure!(volume.read(0, (blocks.len() * BLOCK) as u32).await? == blocks.concat());
     Ok(blocks)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_repairs_what_it_finds_damaged_from_whoever_has_it() -> Result<()> {
-    let mut rig = Rig::start(DEVICE).await?;
+    let rig = Rig::start(DEVICE).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
-    let blocks = stored(&mut rig, &volume, 8).await?;
+    let blocks = stored(&rig, &volume, 8).await?;
     let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
     let leader = rig.leader(copyset_of(key)).await?;
     // Two of the blocks here, and one of them at one of the two others as well.
@@ -362,30 +365,30 @@ async fn a_read_repairs_what_it_finds_damaged_from_whoever_has_it() -> Result<()
 /// On a replica that does not lead, so that no client's read finds it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scrub_repairs_what_nobody_reads() -> Result<()> {
-    let mut rig = Rig::start(DEVICE).await?;
+    let mut rig = Rig::start_scrubbed(DEVICE, Duration::from_millis(200)).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
-    rig.scrub_period = Duration::from_millis(200);
-    let blocks = stored(&mut rig, &volume, 200).await?;
+    let blocks = stored(&rig, &volume, 200).await?;
     let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
     let follower = (rig.leader(copyset_of(key)).await? + 1) % 3;
     // Two in one read of the scrub, and one in another.
-    let damaged = [3, 5, 150];
-    for block in damaged {
+    for block in [3, 5, 150] {
         ensure!(rig.damage(follower, &blocks[block]) > 0, "no block {block}");
     }
     let repaired = "block_repairs_total{found_by=\"scrub\",outcome=\"repaired\"} 3\n";
     until(&rig, follower, |metrics| metrics.contains(repaired)).await?;
+
+    // On the device, and whole: walks that read it there find nothing more.
+    rig.checkpoint(follower).await?;
     let walks = |metrics: &str| {
-        let (_, value) = metrics.split_once("\ncurve_chunkserver_scrubbed_bytes_total ")?;
-        Some(value.lines().next()?.parse::<u64>().ok()? / (200 * BLOCK_SIZE))
+        let (_, value) = metrics.split_once("\ncurve_chunkserver_scrub_walks_total ")?;
+        value.lines().next()?.parse::<u64>().ok()
     };
-    let before = walks(&rig.metrics(follower)?).expect("the scrub is counted");
+    let before = walks(&rig.metrics(follower)?).expect("walks are counted");
     until(&rig, follower, |metrics| walks(metrics) >= Some(before + 2)).await?;
     ensure!(rig.metrics(follower)?.contains(repaired), "repaired once and for all");
-    for block in damaged {
-        let stored = rig.stored(follower, key, block as u32)?;
-        ensure!(stored == blocks[block], "block {block} has other bytes");
-    }
+    rig.power_off(follower).await?;
+    rig.power_on(follower).await?;
+    ensure!(rig.stored(follower, key, blocks.len() * BLOCK)? == blocks.concat());
     Ok(())
 }
 
@@ -402,9 +405,9 @@ async fn until(rig: &Rig, number: usize, wanted: impl Fn(&str) -> bool) -> Resul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_peer_does_not_keep_a_block_from_being_repaired() -> Result<()> {
-    let mut rig = Rig::start(DEVICE).await?;
+    let rig = Rig::start(DEVICE).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
-    let blocks = stored(&mut rig, &volume, 1).await?;
+    let blocks = stored(&rig, &volume, 1).await?;
     let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
     let leader = rig.leader(copyset_of(key)).await?;
     let peers = [(leader + 1) % 3, (leader + 2) % 3];
@@ -418,9 +421,9 @@ async fn a_silent_peer_does_not_keep_a_block_from_being_repaired() -> Result<()>
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn part_of_a_damaged_block_is_written_and_the_rest_comes_from_a_peer() -> Result<()> {
-    let mut rig = Rig::start(DEVICE).await?;
+    let rig = Rig::start(DEVICE).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
-    let mut blocks = stored(&mut rig, &volume, 3).await?;
+    let mut blocks = stored(&rig, &volume, 3).await?;
     let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
     let leader = rig.leader(copyset_of(key)).await?;
     ensure!(rig.damage(leader, &blocks[1]) > 0);
@@ -437,9 +440,9 @@ async fn part_of_a_damaged_block_is_written_and_the_rest_comes_from_a_peer() -> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_block_that_nobody_has_is_an_error_until_it_is_written() -> Result<()> {
-    let mut rig = Rig::start(DEVICE).await?;
+    let rig = Rig::start(DEVICE).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
-    let blocks = stored(&mut rig, &volume, 2).await?;
+    let blocks = stored(&rig, &volume, 2).await?;
     for number in 0..3 {
         ensure!(rig.damage(number, &blocks[1]) > 0);
     }

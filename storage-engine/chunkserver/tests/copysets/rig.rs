@@ -12,8 +12,7 @@ use curve_client::{MdsClient, Session, Volume, VolumeOptions};
 use curve_raft::Timing;
 use curve_store::{FormatOptions, SimDisk, Store, StoreOptions, format};
 use curve_types::{
-    BLOCK_SIZE, ByteSize, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange,
-    VolumeId,
+    ByteSize, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId, ShardRange, VolumeId,
 };
 use curve_wire::auth::{Credentials, Key, Principal, session_key};
 use curve_wire::chunk::{
@@ -25,6 +24,7 @@ use curve_wire::rpc::Connection;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::copyset_of;
@@ -56,12 +56,11 @@ struct Running {
     serving: JoinHandle<()>,
 }
 
-/// Longer than a test: nothing is read.
-const NO_SCRUB: Duration = Duration::from_secs(3600);
+/// Of which a test sees nothing: pauses are minutes.
+const NO_SCRUB: Duration = Duration::from_secs(7 * 24 * 3600);
 
 pub struct Rig {
-    /// Of servers that start from now on.
-    pub scrub_period: Duration,
+    scrub_period: Duration,
     peer_key: Key,
     nodes: Vec<Node>,
     pub mds: MdsClient,
@@ -71,6 +70,10 @@ pub struct Rig {
 
 impl Rig {
     pub async fn start(device_size: ByteSize) -> Result<Self> {
+        Self::start_scrubbed(device_size, NO_SCRUB).await
+    }
+
+    pub async fn start_scrubbed(device_size: ByteSize, scrub_period: Duration) -> Result<Self> {
         curve_wire::telemetry::init_logging();
         let cluster = ClusterId::random();
         let peer_key = Key::random();
@@ -91,8 +94,7 @@ impl Rig {
         let fake = Arc::new(FakeMds::new(topology(&nodes)));
         let endpoint = fake.clone().serve(&authority.issue(Role::Mds, "mds-0")?).await?;
         let mds = MdsClient::connect(&[endpoint], &authority.issue(Role::Admin, "test")?)?;
-        let mut rig =
-            Self { scrub_period: NO_SCRUB, peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
+        let mut rig = Self { scrub_period, peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
         for (number, listener) in listeners.into_iter().enumerate() {
             rig.boot(number, listener).await?;
         }
@@ -231,11 +233,19 @@ impl Rig {
         copies.len()
     }
 
-    /// The block as the node's device has it.
-    pub fn stored(&self, number: usize, key: ChunkKey, block: u32) -> Result<Bytes> {
+    /// The beginning of a chunk as the node has it, whoever leads.
+    pub fn stored(&self, number: usize, key: ChunkKey, len: usize) -> Result<Bytes> {
         let running = self.nodes[number].running.as_ref().context("the node runs")?;
         let group = running.server.store().group(copyset_of(key)).context("a replica")?;
-        Ok(group.read(key, block * BLOCK_SIZE as u32, BLOCK_SIZE as u32)?)
+        Ok(group.read(key, 0, len as u32)?)
+    }
+
+    /// From then on the node reads from its device what it has applied.
+    pub async fn checkpoint(&self, number: usize) -> Result<()> {
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        let (answer, answered) = oneshot::channel();
+        running.server.store().checkpoint(Box::new(|result| drop(answer.send(result))));
+        Ok(answered.await??)
     }
 
     /// Makes the node look for a peer's blocks where something listens and never answers.

@@ -491,7 +491,13 @@ impl Host {
                 && history[count - 1].entry(count as u64 - 1).position
                     == found.applied.expect("some"));
         // What was purged was applied, although recovery may show it again.
-        let purged_known = log.purged.is_none_or(|p| p.index < (count + replayed) as u64);
+        let purged_known = log.purged.is_none_or(|p| {
+            let known = history.get(p.index as usize);
+            let known = known.is_some_and(|command| command.entry(p.index).position == p);
+            let held = p.index < (count + replayed) as u64;
+            assert!(held || !known, "copyset {id}: nothing applied or held up to {p}");
+            known
+        });
         if !applied_known || !purged_known {
             // An older incarnation (the removal was lost) or an install that came through without
             // an answer: its history is not known any more, only that it is consistent.
