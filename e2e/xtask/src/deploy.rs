@@ -107,7 +107,7 @@ pub fn cargo(paths: &Paths) -> Command {
     cargo
 }
 
-fn target_dir(paths: &Paths) -> Result<PathBuf> {
+pub fn target_dir(paths: &Paths) -> Result<PathBuf> {
     let text = command::output(cargo(paths).args([
         "metadata",
         "--no-deps",

@@ -8,6 +8,7 @@ pub mod check;
 pub mod cluster;
 pub mod command;
 pub mod deploy;
+pub mod fuzz;
 pub mod image;
 pub mod packages;
 pub mod paths;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -10,6 +11,7 @@ use xtask::check::{self, Outcome};
 use xtask::cluster::record::ClusterLock;
 use xtask::cluster::{Cluster, verify};
 use xtask::deploy;
+use xtask::fuzz;
 use xtask::paths::Paths;
 use xtask::progress::{Progress, Step, human};
 use xtask::test::{self, Selection};
@@ -71,6 +73,17 @@ enum Commands {
         no_cluster: bool,
         #[command(subcommand)]
         part: Option<TestPart>,
+    },
+    /// Look for inputs that break what reads devices and sockets
+    ///
+    /// An input that fails is written to ~/.cache/curve/log; put it into
+    /// storage-engine/fuzz/seeds/TARGET, which every run tries first.
+    Fuzz {
+        /// One of log, checkpoint, frames and nbd; all if none is given
+        target: Option<String>,
+        /// Of each target
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
     },
     /// Measure Curve beside the bare disk, interleaved, in one run
     #[command(subcommand)]
@@ -176,6 +189,10 @@ fn run(command: Commands) -> Result<ExitCode> {
             };
             let passed = test::test(&selection)?;
             return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Commands::Fuzz { target, seconds } => {
+            let each = Duration::from_secs(seconds);
+            return Ok(report(&fuzz::fuzz(&Paths::from_env()?, target.as_deref(), each)?));
         }
         Commands::Bench(command) => bench(command)?,
         Commands::Cluster(command) => return cluster(command),

@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::cluster::record::{ClusterLock, LOCK_HELD_ENV};
 use crate::command;
 use crate::deploy::{self, cargo};
+use crate::fuzz;
 use crate::packages;
 use crate::paths::Paths;
 use crate::progress::{Progress, Step, human};
@@ -20,6 +21,8 @@ use crate::tools::Tools;
 use crate::up;
 
 const E2E_NODES: u8 = 3;
+/// Of each fuzz target: finds what is easy to find; `cargo xtask fuzz` takes its time.
+const FUZZ_EACH: Duration = Duration::from_secs(10);
 /// Needs no cluster, so it has a command of its own.
 const CSI_SANITY: &str = "csi_sanity";
 /// What an end-to-end test's file name starts with.
@@ -59,6 +62,7 @@ pub fn test(selection: &Selection) -> Result<bool> {
         Selection::All { cluster } => {
             run.check()?;
             run.unit()?;
+            run.fuzz()?;
             run.playground()?;
             run.csi_sanity()?;
             if *cluster {
@@ -74,10 +78,8 @@ pub fn test(selection: &Selection) -> Result<bool> {
 
 impl Run {
     fn check(&mut self) -> Result<()> {
-        for outcome in check::check(&self.paths)? {
-            self.count_one(&outcome);
-            self.outcomes.push(outcome);
-        }
+        let outcomes = check::check(&self.paths)?;
+        self.count_all(outcomes);
         Ok(())
     }
 
@@ -89,6 +91,12 @@ impl Run {
         cargo.env("CURVE_CSI_SANITY", tools.csi_sanity());
         cargo.env("CURVE_HELM", tools.helm());
         self.cargo_test("unit and integration", &mut cargo);
+        Ok(())
+    }
+
+    fn fuzz(&mut self) -> Result<()> {
+        let outcomes = fuzz::fuzz(&self.paths, None, FUZZ_EACH)?;
+        self.count_all(outcomes);
         Ok(())
     }
 
@@ -225,6 +233,13 @@ impl Run {
         let passed = outcome.failure.is_none();
         self.outcomes.push(outcome);
         passed
+    }
+
+    fn count_all(&mut self, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            self.count_one(&outcome);
+            self.outcomes.push(outcome);
+        }
     }
 
     fn count_one(&mut self, outcome: &Outcome) {

@@ -32,6 +32,11 @@ const IMPORTS: &[(&str, &str, &[&str])] = &[
             "curve-attach",
         ],
     ),
+    (
+        "curve-fuzz",
+        "storage-engine/fuzz",
+        &["curve-wire", "curve-store", "curve-raft", "curve-client", "curve-attach"],
+    ),
     ("csi-proto", "csi/proto", &[]),
     ("curve-csi", "csi", &["csi-proto", "curve-types", "curve-wire", "curve-client"]),
     ("curve-operator", "operator", &["curve-types", "curve-wire", "curve-client"]),

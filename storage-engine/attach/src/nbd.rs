@@ -3,6 +3,8 @@
 //! `server`.
 
 mod connection;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod negotiation;
 mod protocol;
 mod server;

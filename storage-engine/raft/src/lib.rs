@@ -8,6 +8,8 @@ mod blocking;
 mod codec;
 mod core;
 mod election;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod gate;
 mod group;
 mod host;

@@ -90,7 +90,11 @@ pub(crate) trait Get {
     fn position(&mut self) -> Result<LogPosition, Self::Error> {
         let term = self.u64()?;
         let node = DeviceId::from_bytes(self.array()?);
-        Ok(LogPosition { term, node, index: self.u64()? })
+        let index = self.u64()?;
+        if index == u64::MAX {
+            return Err(Malformed("a log position that nothing can follow").into());
+        }
+        Ok(LogPosition { term, node, index })
     }
 
     fn position_option(&mut self) -> Result<Option<LogPosition>, Self::Error> {

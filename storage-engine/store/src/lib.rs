@@ -13,6 +13,8 @@ mod core;
 mod data;
 mod disk;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod group;
 mod health;
 mod log;

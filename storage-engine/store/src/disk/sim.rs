@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{ALIGN, Disk};
 
-type Block = Box<[u8; ALIGN]>;
+/// Shared: a copy of a disk is cheap.
+type Block = Arc<[u8; ALIGN]>;
 
 #[derive(Clone, Default)]
 struct State {
@@ -101,7 +102,7 @@ impl SimDisk {
         let State { durable, visible, .. } = &mut *state;
         for blocks in [durable, visible] {
             let block = blocks.entry(number).or_insert_with(zero_block);
-            block[(offset % ALIGN as u64) as usize] ^= 1 << bit;
+            Arc::make_mut(block)[(offset % ALIGN as u64) as usize] ^= 1 << bit;
         }
     }
 
@@ -158,7 +159,7 @@ impl State {
 }
 
 fn zero_block() -> Block {
-    Box::new([0; ALIGN])
+    Arc::new([0; ALIGN])
 }
 
 fn power_loss() -> io::Error {
@@ -192,8 +193,7 @@ impl Disk for SimDisk {
         let crashed = state.begin()?;
         let first = offset / ALIGN as u64;
         for (number, source) in (first..).zip(buf.chunks_exact(ALIGN)) {
-            let mut block = zero_block();
-            block.copy_from_slice(source);
+            let block: Block = Arc::new(source.try_into().expect("chunks of that size"));
             state.visible.insert(number, block.clone());
             state.volatile.push((number, block));
         }
