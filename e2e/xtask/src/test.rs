@@ -78,8 +78,7 @@ pub fn test(selection: &Selection) -> Result<bool> {
 
 impl Run {
     fn check(&mut self) -> Result<()> {
-        let outcomes = check::check(&self.paths)?;
-        self.count_all(outcomes);
+        check::check(&self.paths)?.into_iter().for_each(|outcome| self.add(outcome));
         Ok(())
     }
 
@@ -96,7 +95,7 @@ impl Run {
 
     fn fuzz(&mut self) -> Result<()> {
         let outcomes = fuzz::fuzz(&self.paths, None, FUZZ_EACH)?;
-        self.count_all(outcomes);
+        outcomes.into_iter().for_each(|outcome| self.add(outcome));
         Ok(())
     }
 
@@ -150,8 +149,7 @@ impl Run {
             elapsed: progress.elapsed(),
             failure: ready.as_ref().err().map(|error| format!("{error:#}")),
         };
-        self.count_one(&outcome);
-        self.outcomes.push(outcome);
+        self.add(outcome);
         if let Ok(cluster) = ready {
             let before = self.totals;
             self.run_on(&cluster, &targets, filter)?;
@@ -160,8 +158,7 @@ impl Run {
             {
                 let failure = Some(format!("no end-to-end test and no file of them has {name:?}"));
                 let outcome = Outcome { name: name.into(), elapsed: Duration::ZERO, failure };
-                self.count_one(&outcome);
-                self.outcomes.push(outcome);
+                self.add(outcome);
             }
         }
         self.remove_cluster_in_ci()
@@ -235,18 +232,13 @@ impl Run {
         passed
     }
 
-    fn count_all(&mut self, outcomes: Vec<Outcome>) {
-        for outcome in outcomes {
-            self.count_one(&outcome);
-            self.outcomes.push(outcome);
-        }
-    }
-
-    fn count_one(&mut self, outcome: &Outcome) {
+    /// A part that counts as one test.
+    fn add(&mut self, outcome: Outcome) {
         match outcome.failure {
             None => self.totals.passed += 1,
             Some(_) => self.totals.failed += 1,
         }
+        self.outcomes.push(outcome);
     }
 
     fn report(&self) -> bool {

@@ -149,10 +149,7 @@ impl Repairer {
 
 async fn ask(handle: &GroupHandle, peer: DeviceId, wanted: PeerRead) -> Answer {
     let asked = async {
-        let connection = match handle.dial(peer).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(with_causes(&error)),
-        };
+        let connection = handle.dial(peer).await.map_err(|error| with_causes(&error))?;
         let request = wanted.encode();
         let answer = connection.call(KIND_PEER_READ, handle.id().0, request, Bytes::new());
         answer.await.map_err(|error| with_causes(&error))

@@ -371,9 +371,17 @@ impl Group {
     /// Reads bytes of a chunk; holes read as zeroes. `NoGroup` if the group was removed.
     pub fn read(&self, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
         self.core().device.check()?;
+        self.in_space(|space| space.read(key, offset, len))
+    }
+
+    /// What `look` finds in the group's space; it answers None if that one is retired.
+    fn in_space<T>(
+        &self,
+        look: impl Fn(&Arc<Space>) -> Result<Option<T>, StoreError>,
+    ) -> Result<T, StoreError> {
         loop {
-            if let Some(bytes) = self.inner.space().read(key, offset, len)? {
-                return Ok(bytes);
+            if let Some(found) = look(&self.inner.space())? {
+                return Ok(found);
             }
             // If the group is there, an install has put another space in the place of that one.
             self.check_exists()?;
@@ -395,12 +403,7 @@ impl Group {
 
     /// All chunks that hold data now, in order. `NoGroup` if the group was removed.
     pub fn chunk_keys(&self) -> Result<Vec<ChunkKey>, StoreError> {
-        loop {
-            if let Some(keys) = self.inner.space().chunk_keys() {
-                return Ok(keys);
-            }
-            self.check_exists()?;
-        }
+        self.in_space(|space| Ok(space.chunk_keys()))
     }
 
     /// Indices of the chunk's blocks that are not in memory, in order: reads of them go to the

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use curve_client::{BlockDevice, BlockError};
 
-/// Grows with nothing, refuses nothing: every request that comes through must be within it.
+/// Refuses nothing: every request that comes through must be within it.
 struct Zeroes;
 
 const SIZE: u64 = 1 << 20;
