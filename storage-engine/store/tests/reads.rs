@@ -15,9 +15,12 @@ use curve_types::{ChunkKey, ClusterId, CopysetId, DeviceId, VolumeId};
 const SIZE: u64 = 64 << 20;
 const FILLED: u32 = 256 << 10;
 
-/// A store on a real file, with one chunk whose first blocks hold data.
+/// A store on a real file, with one chunk whose first blocks hold data. The file is written
+/// throughout, so that nothing writes it ahead of time while a test cuts it.
 fn filled(path: &Path) -> (Store, Group, ChunkKey) {
-    let disk = Arc::new(FileDisk::open_or_create(path, SIZE).expect("create"));
+    std::fs::write(path, vec![0; SIZE as usize]).expect("write");
+    std::fs::File::open(path).and_then(|file| file.sync_all()).expect("sync");
+    let disk = Arc::new(FileDisk::open_or_create(path, SIZE).expect("open"));
     let options = FormatOptions {
         cluster: ClusterId::random(),
         device: DeviceId::random(),

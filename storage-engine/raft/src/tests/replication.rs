@@ -108,8 +108,10 @@ async fn a_follower_that_missed_purged_entries_gets_a_snapshot() {
     cluster.restart(late).await;
     cluster.agree(&[0, 1, 2], &expected).await;
     cluster.check_chunks(late, &expected);
-    let installed = cluster.group(late).core.shared.metrics.snapshots_installed.get();
-    assert!(installed > 0, "it caught up without a snapshot");
+    // Counted a moment after its state can be seen.
+    let group = cluster.group(late);
+    let installed = || group.core.shared.metrics.snapshots_installed.get();
+    wait_for("a snapshot to be installed", || (installed() > 0).then_some(())).await;
 
     // The installed state is durable, and the log goes on from it.
     cluster.put("key 20", "value 20").await;
