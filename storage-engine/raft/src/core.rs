@@ -196,7 +196,7 @@ pub(crate) fn elapsed(
 }
 
 impl Target for GroupCore {
-    fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install), String> {
+    fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install, Option<u64>), String> {
         self.replica.begin_install().map_err(|error| error.to_string())
     }
 

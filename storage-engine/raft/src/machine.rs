@@ -46,13 +46,20 @@ pub trait StateMachine: Send + 'static {
 
 /// Parts of a pinned state, in order. May block on the disk.
 pub trait SnapshotSource: Send + 'static {
+    /// Called before the first part, if the receiver has the state as the entry at `index` left it:
+    /// what has not changed since may be named instead of sent.
+    fn since(&mut self, index: u64) {
+        let _ = index;
+    }
+
     /// The next part, at most 1 MiB; `None` after the last.
     fn next(&mut self) -> io::Result<Option<Bytes>>;
 }
 
 /// Receives the parts in order. May block on the disk.
 pub trait SnapshotSink: Send + 'static {
-    /// Validates a part and puts its chunks into `install`, whose switch the host makes.
+    /// Validates a part and puts its chunks into `install`, whose switch the host makes. An error
+    /// of kind `InvalidData` makes the next snapshot a whole one.
     fn put(&mut self, install: &Install, part: Bytes) -> io::Result<()>;
 }
 

@@ -79,14 +79,19 @@ impl Replica {
         self.lock().last
     }
 
-    pub fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install), StoreError> {
+    /// Also the index up to which is applied: what the sender has not changed since may be kept.
+    pub fn begin_install(
+        &self,
+    ) -> Result<(Box<dyn SnapshotSink>, Install, Option<u64>), StoreError> {
         let install = self.group.begin_install()?;
-        Ok((self.lock().machine.begin_install(), install))
+        let applied = self.lock();
+        let base = applied.last.map(|last| last.index);
+        Ok((applied.machine.begin_install(), install, base))
     }
 
     fn apply(&self, entry: Entry) -> io::Result<Bytes> {
-        let apply = self.group.begin_apply().map_err(io::Error::other)?;
         let at = position(&entry.log_id);
+        let apply = self.group.begin_apply(at.index).map_err(io::Error::other)?;
         let mut applied = self.lock();
         let answer = match entry.payload {
             EntryPayload::Blank => Bytes::new(),
@@ -145,7 +150,7 @@ impl Machine {
 
     /// A snapshot of a replica in the same process: there is nothing to receive.
     fn take_in(&self, mut parts: Box<dyn SnapshotSource>) -> io::Result<Install> {
-        let (mut sink, install) = self.replica.begin_install().map_err(io::Error::other)?;
+        let (mut sink, install, _) = self.replica.begin_install().map_err(io::Error::other)?;
         while let Some(part) = parts.next()? {
             sink.put(&install, part)?;
         }

@@ -1,8 +1,11 @@
 //! Snapshots on the wire: a head, the state blob in pieces, the parts of the chunks, a finish that
 //! is answered once the receiver has switched. On a connection of its own, a few parts in flight,
-//! throttled on the sending side. A transfer that breaks starts again from the beginning.
+//! throttled on the sending side. A receiver that has some of the state says up to which index, and
+//! is sent what changed since. A transfer that breaks starts again from the beginning.
 
 use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +18,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::codec::message::{self, PartHead, Refusal, SnapshotHead, read_reply};
+use crate::codec::message::{
+    self, PartHead, Refusal, SnapshotBegun, SnapshotHead, read_reply,
+};
 use crate::codec::{Malformed, Reader};
 use crate::metrics::Metrics;
 use crate::peers::{DialError, Peers};
@@ -39,7 +44,7 @@ pub(crate) enum SendError {
     #[error("no answer within {SILENCE_MAX:?}")]
     Silent,
     #[error("read a part of the snapshot")]
-    Source(#[source] std::io::Error),
+    Source(#[source] io::Error),
     #[error("the snapshot part of {0} bytes is too long")]
     PartTooLong(usize),
     #[error("the peer refused: {0:?}")]
@@ -69,15 +74,23 @@ impl Sender {
         (group, target): (CopysetId, DeviceId),
         (vote, meta): (Vote, SnapshotMeta),
         state: Bytes,
-        parts: Box<dyn SnapshotSource>,
+        mut parts: Box<dyn SnapshotSource>,
     ) -> Result<Vote, SendError> {
         let connection = self.peers.dial(target).await?;
         let transfer = rand::random();
+        let last = meta.last_log_id.map(|id| id.index);
         let head = SnapshotHead { transfer, vote, meta, state_len: state.len() as u64 };
         let begun = connection.send(message::SNAPSHOT_BEGIN, group.0, head.encode(), Bytes::new());
-        let theirs = read_vote(answer(begun.await?).await?)?;
+        let SnapshotBegun { vote: theirs, base } =
+            SnapshotBegun::decode(answer(begun.await?).await?)?;
         if theirs > vote {
             return Ok(theirs);
+        }
+        // One that is ahead of the snapshot has what the snapshot does not know.
+        let base = base.filter(|base| last.is_some_and(|last| *base <= last));
+        tracing::info!(%group, %target, ?base, ?last, "sending a snapshot");
+        if let Some(base) = base {
+            parts.since(base);
         }
         let mut source = read_ahead(state, parts);
         let mut in_flight = VecDeque::new();
@@ -168,7 +181,8 @@ const PART_SLACK: usize = 4096;
 
 /// What the receiving side asks of the replica.
 pub(crate) trait Target: Send + Sync + 'static {
-    fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install), String>;
+    /// Also up to which index the state that it may keep was applied.
+    fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install, Option<u64>), String>;
     /// The replica's vote, and whether messages of this leader may be heard.
     fn admit(&self, leader: &Vote) -> Option<Vote>;
     /// Makes the switch; the answer is the replica's vote.
@@ -183,9 +197,13 @@ pub(crate) trait Target: Send + Sync + 'static {
 
 type Delivery = (u16, Bytes, Replier);
 
-/// The transfer that is coming in, if any; a new one replaces it.
 #[derive(Default)]
-pub(crate) struct Receiver(Mutex<Option<mpsc::Sender<Delivery>>>);
+pub(crate) struct Receiver {
+    /// The transfer that is coming in, if any; a new one replaces it.
+    current: Mutex<Option<mpsc::Sender<Delivery>>>,
+    /// The last one did not fit the state here: the next is to bring everything.
+    wants_all: Arc<AtomicBool>,
+}
 
 impl Receiver {
     /// Takes a `SNAPSHOT_*` frame of a peer, in the order of arrival.
@@ -197,16 +215,16 @@ impl Receiver {
         frame: Frame,
         replier: Replier,
     ) {
-        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if frame.header.kind == message::SNAPSHOT_BEGIN {
             // One more than the sender has in flight, for the finish.
             let (sender, inbox) = mpsc::channel(PARTS_IN_FLIGHT + 1);
             *current = Some(sender);
             let (target, metrics) = (target.clone(), metrics.clone());
+            let wants_all = self.wants_all.clone();
             tokio::spawn(async move {
-                if let Err(error) =
-                    receive(&*target, &metrics, from, frame.body, replier, inbox).await
-                {
+                let opening = Opening { from, head: frame.body, replier };
+                if let Err(error) = receive(&*target, &metrics, &wants_all, opening, inbox).await {
                     tracing::warn!(%from, error, "snapshot not received");
                 }
             });
@@ -228,13 +246,20 @@ impl Receiver {
 
     /// Forgets a transfer that is under way.
     pub fn abort(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 /// Answers a refusal without waiting for the connection.
 pub(crate) fn refuse(replier: Replier, refusal: Refusal) {
     tokio::spawn(replier.reply(refusal.encode(), Bytes::new()));
+}
+
+/// What a transfer begins with.
+struct Opening {
+    from: DeviceId,
+    head: Bytes,
+    replier: Replier,
 }
 
 struct Incoming {
@@ -246,20 +271,21 @@ struct Incoming {
 }
 
 impl Incoming {
-    fn put(&mut self, body: Bytes) -> Result<usize, String> {
-        let (head, part) = PartHead::decode(body).map_err(|error| error.to_string())?;
+    fn put(&mut self, body: Bytes) -> io::Result<usize> {
+        let (head, part) = PartHead::decode(body).map_err(io::Error::other)?;
         if head.transfer != self.head.transfer || head.seq != self.seq {
-            return Err(format!("part {} of another transfer, or out of order", head.seq));
+            let what = format!("part {} of another transfer, or out of order", head.seq);
+            return Err(io::Error::other(what));
         }
         self.seq += 1;
         let len = part.len();
         if head.state {
             if self.state.len() + len > self.head.state_len as usize {
-                return Err("the state is longer than announced".to_owned());
+                return Err(io::Error::other("the state is longer than announced"));
             }
             self.state.extend_from_slice(&part);
         } else {
-            self.sink.put(&self.install, part).map_err(|error| error.to_string())?;
+            self.sink.put(&self.install, part)?;
         }
         Ok(len)
     }
@@ -278,19 +304,21 @@ impl Incoming {
 async fn receive<T: Target>(
     target: &T,
     metrics: &Metrics,
-    from: DeviceId,
-    head: Bytes,
-    replier: Replier,
+    wants_all: &AtomicBool,
+    Opening { from, head, replier }: Opening,
     mut inbox: mpsc::Receiver<Delivery>,
 ) -> Result<(), String> {
-    let (incoming, ours) = match begin(target, from, head) {
+    let (incoming, mut begun) = match begin(target, from, head) {
         Ok(begun) => begun,
         Err(error) => {
             refuse(replier, Refusal::Snapshot);
             return Err(error);
         }
     };
-    replier.reply(message::encode_snapshot_reply(&ours), Bytes::new()).await;
+    if wants_all.load(Ordering::Relaxed) {
+        begun.base = None;
+    }
+    replier.reply(begun.encode(), Bytes::new()).await;
     let Some(mut incoming) = incoming else { return Ok(()) };
     loop {
         let delivered = tokio::time::timeout(SILENCE_MAX, inbox.recv()).await;
@@ -308,10 +336,18 @@ async fn receive<T: Target>(
                 });
                 let result;
                 (incoming, result) = put.await.map_err(|error| error.to_string())?;
-                result
+                result.map_err(|error: io::Error| {
+                    let unfit = error.kind() == io::ErrorKind::InvalidData;
+                    wants_all.fetch_or(unfit, Ordering::Relaxed);
+                    error.to_string()
+                })
             }
             _ => match incoming.check_finish(body) {
-                Ok(()) => return finish(target, metrics, incoming, replier).await,
+                Ok(()) => {
+                    finish(target, metrics, incoming, replier).await?;
+                    wants_all.store(false, Ordering::Relaxed);
+                    return Ok(());
+                }
                 Err(error) => Err(error),
             },
         };
@@ -333,18 +369,19 @@ fn begin<T: Target>(
     target: &T,
     from: DeviceId,
     head: Bytes,
-) -> Result<(Option<Incoming>, Vote), String> {
+) -> Result<(Option<Incoming>, SnapshotBegun), String> {
     let head = SnapshotHead::decode(head).map_err(|error| error.to_string())?;
     if !message::speaks_for(&head.vote, from) {
         return Err("the sender is not the leader that it names".to_owned());
     }
     let ours = target.admit(&head.vote).ok_or("the leader is being replaced")?;
     if ours > head.vote {
-        return Ok((None, ours));
+        return Ok((None, SnapshotBegun { vote: ours, base: None }));
     }
-    let (sink, install) = target.begin_install()?;
+    let (sink, install, base) = target.begin_install()?;
     let state = Vec::with_capacity(head.state_len as usize);
-    Ok((Some(Incoming { head, sink, install, state, seq: 0 }), ours))
+    let incoming = Incoming { head, sink, install, state, seq: 0 };
+    Ok((Some(incoming), SnapshotBegun { vote: ours, base }))
 }
 
 async fn finish<T: Target>(

@@ -14,18 +14,25 @@ use crate::{Group, LogPosition, StoreError};
 pub struct Apply<'a> {
     group: &'a Group,
     space: Arc<Space>,
+    /// Index of the entry.
+    entry: u64,
     _excluded: MutexGuard<'a, ()>,
 }
 
 impl<'a> Apply<'a> {
     /// `excluded` is the group's apply lock.
-    pub(crate) fn new(group: &'a Group, space: Arc<Space>, excluded: MutexGuard<'a, ()>) -> Self {
-        Self { group, space, _excluded: excluded }
+    pub(crate) fn new(
+        group: &'a Group,
+        space: Arc<Space>,
+        entry: u64,
+        excluded: MutexGuard<'a, ()>,
+    ) -> Self {
+        Self { group, space, entry, _excluded: excluded }
     }
 
     /// Writes at any byte alignment; partial blocks are read, changed and written.
     pub fn write(&self, key: ChunkKey, offset: u32, data: Bytes) -> Result<(), StoreError> {
-        self.space.write(key, offset, data)
+        self.space.write(self.entry, key, offset, data)
     }
 
     /// As `write`, of the payload with which the entry at `position` was appended. If that went to
@@ -44,7 +51,8 @@ impl<'a> Apply<'a> {
         {
             check_range(offset, payload.len() as u64)?;
             let first = (u64::from(offset) / BLOCK_SIZE) as u16;
-            if self.space.adopt(key, first, &blocks, (!durable).then_some(&payload)) {
+            let landing = (!durable).then_some(&payload);
+            if self.space.adopt(position.index, key, first, &blocks, landing) {
                 return Ok(());
             }
         }
@@ -53,12 +61,12 @@ impl<'a> Apply<'a> {
 
     /// Makes the range read as zeroes; whole blocks become holes.
     pub fn write_zeroes(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
-        self.space.write_zeroes(key, offset, len)
+        self.space.write_zeroes(self.entry, key, offset, len)
     }
 
     /// Frees the whole blocks of the range (they read as zeroes); partial blocks are untouched.
     pub fn discard(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
-        self.space.discard(key, offset, len)
+        self.space.discard(self.entry, key, offset, len)
     }
 
     /// Forgets all chunks of a volume.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use curve_types::{BLOCKS_PER_CHUNK, ByteSize, ChunkIndex, ChunkKey, CopysetId, VolumeId};
 
 use crate::aligned::AlignedBuf;
-use crate::chunk::{BlockAddr, Chunk};
+use crate::chunk::{BlockAddr, Chunk, TableBlock, Written};
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::log::{LogPosition, Vote};
 use crate::root::Root;
@@ -122,6 +122,7 @@ impl<'a> Writer<'a> {
         let dense = count >= DENSE_FROM;
         self.put_bytes(&key.volume.to_bytes());
         self.put_u32(key.index.0);
+        self.put_u64(chunk.changed());
         self.put_u16(count as u16);
         self.put_u8(u8::from(dense));
         if dense {
@@ -129,13 +130,14 @@ impl<'a> Writer<'a> {
             chunk.table_blocks().for_each(|(i, _)| bitmap[usize::from(i) / 8] |= 1 << (i % 8));
             self.put_bytes(&bitmap);
         }
-        for (index, addr) in chunk.table_blocks() {
+        for (index, TableBlock { addr, written }) in chunk.table_blocks() {
             if !dense {
                 self.put_u16(index);
             }
             let addr = addr.stored();
             self.put_u32(addr.block);
             self.put_u32(addr.crc);
+            self.put_u32(written.0);
         }
     }
 }
@@ -291,6 +293,7 @@ impl<'a> Reader<'a> {
         for _ in 0..self.u64()? {
             let volume = VolumeId::from_bytes(self.array()?);
             let key = ChunkKey { volume, index: ChunkIndex(self.u32()?) };
+            let changed = self.u64()?;
             let count = self.u16()?;
             let dense = self.u8()? != 0;
             if count == 0 || u64::from(count) > BLOCKS_PER_CHUNK {
@@ -300,12 +303,14 @@ impl<'a> Reader<'a> {
             let mut set = (0..BLOCKS_PER_CHUNK as u16)
                 .filter(|i| bitmap[usize::from(*i) / 8] >> (i % 8) & 1 != 0);
             let mut chunk = Chunk::default();
+            chunk.change_at(changed);
             for _ in 0..count {
                 let index = match dense {
                     true => set.next().ok_or(Malformed("a chunk's bitmap has too few blocks"))?,
                     false => self.u16()?,
                 };
                 let addr = BlockAddr { block: self.u32()?, crc: self.u32()? };
+                let written = Written(self.u32()?);
                 if u64::from(index) >= BLOCKS_PER_CHUNK || chunk.has(index) {
                     return Err(
                         Malformed("a chunk's block index is out of range or doubled").into()
@@ -314,7 +319,7 @@ impl<'a> Reader<'a> {
                 if addr != BlockAddr::lost(0) {
                     claim(addr.block)?;
                 }
-                chunk.set_device(index, addr);
+                chunk.set_device(index, TableBlock { addr, written });
             }
             if chunks.insert(key, chunk).is_some() {
                 return Err(Malformed("a chunk appears twice").into());

@@ -18,8 +18,10 @@ pub(crate) struct BlockAddr {
 }
 
 /// Never block numbers: the data area is smaller.
-const VACANT: BlockAddr = BlockAddr { block: u32::MAX, crc: 0 };
+const NO_BLOCK: u32 = u32::MAX;
 const LOST: u32 = u32::MAX - 1;
+const VACANT: TableBlock =
+    TableBlock { addr: BlockAddr { block: NO_BLOCK, crc: 0 }, written: Written(0) };
 
 impl BlockAddr {
     /// Of a block that was damaged when part of it was written: this replica does not know its
@@ -39,11 +41,38 @@ impl BlockAddr {
     }
 }
 
+/// When a block was written last: the log index in units of 64, rounded down, so that four bytes
+/// last for 2^38 entries. From there on it says nothing any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written(pub u32);
+
+impl Written {
+    /// Of a block of which that is not known.
+    pub const UNKNOWN: Self = Self(u32::MAX);
+
+    pub fn at(index: u64) -> Self {
+        Self(u32::try_from(index / 64).unwrap_or(u32::MAX))
+    }
+
+    /// Whether it may have been by an entry after `index`.
+    pub fn is_after(self, index: u64) -> bool {
+        self == Self::UNKNOWN || u64::from(self.0) >= index / 64
+    }
+}
+
+/// A block that is not in memory, as a table has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct TableBlock {
+    pub addr: BlockAddr,
+    pub written: Written,
+}
+
 /// A block that is applied and must still be read from memory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct InMemory {
     /// Always 4096.
     pub bytes: Bytes,
+    pub written: Written,
     /// Where the log's write of these bytes puts them. None if the flusher is to find a place.
     pub home: Option<BlockAddr>,
 }
@@ -59,8 +88,8 @@ impl InMemory {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Table {
-    Sparse(Vec<(u16, BlockAddr)>),
-    Dense { slots: Box<[BlockAddr; BLOCKS]>, count: usize },
+    Sparse(Vec<(u16, TableBlock)>),
+    Dense { slots: Box<[TableBlock; BLOCKS]>, count: usize },
 }
 
 /// Where one block of a chunk is.
@@ -80,6 +109,8 @@ pub(crate) enum Place {
 pub(crate) struct Chunk {
     overlay: BTreeMap<u16, InMemory>,
     table: Table,
+    /// Index of the last entry that changed any of it, holes made included.
+    changed: u64,
 }
 
 /// What a change displaced.
@@ -95,11 +126,20 @@ pub(crate) enum Displaced {
 
 impl Default for Chunk {
     fn default() -> Self {
-        Self { overlay: BTreeMap::new(), table: Table::Sparse(Vec::new()) }
+        Self { overlay: BTreeMap::new(), table: Table::Sparse(Vec::new()), changed: 0 }
     }
 }
 
 impl Chunk {
+    pub fn changed(&self) -> u64 {
+        self.changed
+    }
+
+    /// Notes that the entry at `index` changes it.
+    pub fn change_at(&mut self, index: u64) {
+        self.changed = self.changed.max(index);
+    }
+
     pub fn len(&self) -> usize {
         let on_device = match &self.table {
             Table::Sparse(list) => list.len(),
@@ -125,8 +165,8 @@ impl Chunk {
             Some(block) => Place::Memory(block.bytes.clone()),
             None => match self.device(index) {
                 None => Place::Hole,
-                Some(addr) if addr.is_lost() => Place::Lost(addr),
-                Some(addr) => Place::Device(addr),
+                Some(TableBlock { addr, .. }) if addr.is_lost() => Place::Lost(addr),
+                Some(TableBlock { addr, .. }) => Place::Device(addr),
             },
         }
     }
@@ -135,16 +175,22 @@ impl Chunk {
         self.overlay.contains_key(&index) || self.device(index).is_some()
     }
 
+    /// When the block was written last; None if it is a hole.
+    pub fn written(&self, index: u16) -> Option<Written> {
+        let in_memory = self.overlay.get(&index).map(|block| block.written);
+        in_memory.or_else(|| Some(self.device(index)?.written))
+    }
+
     /// Every block that is not in memory, by index: on the device, or lost.
-    pub fn table_blocks(&self) -> Box<dyn Iterator<Item = (u16, BlockAddr)> + '_> {
+    pub fn table_blocks(&self) -> Box<dyn Iterator<Item = (u16, TableBlock)> + '_> {
         match &self.table {
             Table::Sparse(list) => Box::new(list.iter().copied()),
             Table::Dense { slots, .. } => Box::new(
                 slots
                     .iter()
                     .enumerate()
-                    .filter(|(_, a)| **a != VACANT)
-                    .map(|(i, a)| (i as u16, *a)),
+                    .filter(|(_, block)| **block != VACANT)
+                    .map(|(i, block)| (i as u16, *block)),
             ),
         }
     }
@@ -167,10 +213,36 @@ impl Chunk {
     }
 
     /// Makes a block one that is on the device, or lost.
-    pub fn adopt(&mut self, index: u16, addr: BlockAddr) -> Displaced {
+    pub fn adopt(&mut self, index: u16, block: TableBlock) -> Displaced {
         let displaced = self.clear(index);
-        self.set_device(index, addr);
+        self.set_device(index, block);
         displaced
+    }
+
+    /// Takes over from `old`, which it replaces, those blocks of which `keeps` says so and that it
+    /// does not have itself. What happens to all others of `old` is told to `displaced`.
+    pub fn keep_from(
+        &mut self,
+        old: &Self,
+        keeps: impl Fn(u16) -> bool,
+        mut displaced: impl FnMut(Displaced),
+    ) {
+        let stays = |new: &Self, index: u16| keeps(index) && !new.has(index);
+        for (index, block) in old.table_blocks() {
+            match stays(self, index) {
+                true => self.set_device(index, block),
+                false if block.addr.is_lost() => displaced(Displaced::Lost),
+                false => displaced(Displaced::Device(block.addr.block)),
+            }
+        }
+        for (index, block) in &old.overlay {
+            match stays(self, *index) {
+                true => {
+                    self.overlay.insert(*index, block.clone());
+                }
+                false => displaced(block.clone().displaced()),
+            }
+        }
     }
 
     /// Makes a block a hole.
@@ -191,40 +263,41 @@ impl Chunk {
 
     /// The block in memory is now at `addr`.
     pub fn flushed(&mut self, index: u16, addr: BlockAddr) {
-        self.overlay.remove(&index);
-        self.set_device(index, addr);
+        if let Some(InMemory { written, .. }) = self.overlay.remove(&index) {
+            self.set_device(index, TableBlock { addr, written });
+        }
     }
 
     /// Records a block that is on the device; there was a hole before.
-    pub fn set_device(&mut self, index: u16, addr: BlockAddr) {
+    pub fn set_device(&mut self, index: u16, block: TableBlock) {
         match &mut self.table {
             Table::Sparse(list) => {
                 match list.binary_search_by_key(&index, |(i, _)| *i) {
-                    Ok(at) => list[at].1 = addr,
-                    Err(at) => list.insert(at, (index, addr)),
+                    Ok(at) => list[at].1 = block,
+                    Err(at) => list.insert(at, (index, block)),
                 }
                 if list.len() >= DENSE_FROM {
                     let mut slots = Box::new([VACANT; BLOCKS]);
-                    list.iter().for_each(|(i, a)| slots[usize::from(*i)] = *a);
+                    list.iter().for_each(|(i, block)| slots[usize::from(*i)] = *block);
                     self.table = Table::Dense { slots, count: list.len() };
                 }
             }
             Table::Dense { slots, count } => {
                 let slot = &mut slots[usize::from(index)];
                 *count += usize::from(*slot == VACANT);
-                *slot = addr;
+                *slot = block;
             }
         }
     }
 
-    fn device(&self, index: u16) -> Option<BlockAddr> {
+    fn device(&self, index: u16) -> Option<TableBlock> {
         match &self.table {
             Table::Sparse(list) => {
                 let at = list.binary_search_by_key(&index, |(i, _)| *i).ok()?;
                 Some(list[at].1)
             }
             Table::Dense { slots, .. } => {
-                Some(slots[usize::from(index)]).filter(|addr| *addr != VACANT)
+                Some(slots[usize::from(index)]).filter(|block| *block != VACANT)
             }
         }
     }
@@ -237,10 +310,10 @@ impl Chunk {
             Table::Dense { slots, count } => {
                 let slot = std::mem::replace(&mut slots[usize::from(index)], VACANT);
                 *count -= usize::from(slot != VACANT);
-                Some(slot).filter(|addr| *addr != VACANT)
+                Some(slot).filter(|block| *block != VACANT)
             }
         };
-        match removed {
+        match removed.map(|block| block.addr) {
             None => Displaced::Nothing,
             Some(addr) if addr.is_lost() => Displaced::Lost,
             Some(addr) => Displaced::Device(addr.block),
@@ -256,8 +329,10 @@ mod tests {
     fn sparse_and_dense_tables_answer_alike() {
         let mut chunk = Chunk::default();
         let addr = |i: u16| BlockAddr { block: u32::from(i) + 7, crc: u32::from(i) };
+        let written = Written::at(70);
+        let on_device = |i: u16| TableBlock { addr: addr(i), written };
         for index in (0..BLOCKS as u16).rev() {
-            chunk.set_device(index, addr(index));
+            chunk.set_device(index, on_device(index));
             assert_eq!(chunk.place(index), Place::Device(addr(index)));
         }
         assert!(matches!(chunk.table, Table::Dense { count: BLOCKS, .. }));
@@ -265,17 +340,64 @@ mod tests {
         assert_eq!(chunk.clear(5), Displaced::Nothing);
         let bytes = Bytes::from(vec![1; 4096]);
         let home = Some(addr(90));
-        let block = InMemory { bytes: bytes.clone(), home };
+        let block = InMemory { bytes: bytes.clone(), written: Written::at(140), home };
         assert_eq!(chunk.write(6, InMemory { home: None, ..block.clone() }), Displaced::Device(13));
         assert_eq!(chunk.write(6, block.clone()), Displaced::Memory);
-        assert_eq!(chunk.adopt(6, addr(6)), Displaced::Both(97));
+        assert_eq!(chunk.adopt(6, on_device(6)), Displaced::Both(97));
         assert_eq!(chunk.write(6, block), Displaced::Device(13));
-        let held = |bytes: &Bytes, home| chunk.holds(6, &InMemory { bytes: bytes.clone(), home });
+        let held = |bytes: &Bytes, home| {
+            chunk.holds(6, &InMemory { bytes: bytes.clone(), written, home })
+        };
         assert!(held(&bytes, home) && !held(&Bytes::from(vec![1; 4096]), home));
         assert!(!held(&bytes, None) && !held(&bytes, Some(addr(91))));
         chunk.flushed(6, addr(90));
         assert!(!chunk.has_overlay());
         assert_eq!(chunk.place(6), Place::Device(addr(90)));
+        assert_eq!(chunk.written(6), Some(Written::at(140)));
+        assert_eq!((chunk.written(7), chunk.written(5)), (Some(written), None));
         assert_eq!((chunk.len(), chunk.occupied().len()), (BLOCKS - 1, BLOCKS - 1));
+    }
+
+    #[test]
+    fn a_block_counts_as_written_after_every_index_it_may_have_been() {
+        for index in [0, 1, 63, 64, 65, 1 << 37] {
+            let written = Written::at(index);
+            assert!(index.checked_sub(1).is_none_or(|before| written.is_after(before)));
+            assert!(!written.is_after(index / 64 * 64 + 64));
+        }
+        for index in [(1 << 38) - 1, 1 << 38, u64::MAX] {
+            assert!(Written::at(index).is_after(u64::MAX - 1), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_takes_over_what_it_is_told_to_keep() {
+        let block = |number: u32, index: u64| TableBlock {
+            addr: BlockAddr { block: number, crc: number },
+            written: Written::at(index),
+        };
+        let in_memory = |byte: u8| InMemory {
+            bytes: Bytes::from(vec![byte; 4096]),
+            written: Written::at(1),
+            home: None,
+        };
+        let mut old = Chunk::default();
+        old.set_device(0, block(10, 100));
+        old.set_device(1, block(11, 100));
+        old.set_device(2, block(12, 100));
+        old.set_device(3, TableBlock { addr: BlockAddr::lost(1), written: Written(0) });
+        old.write(4, in_memory(4));
+        old.write(5, in_memory(5));
+        let mut new = Chunk::default();
+        new.set_device(1, block(21, 200));
+        let mut displaced = Vec::new();
+        new.keep_from(&old, |index| [0, 1, 4].contains(&index), |what| displaced.push(what));
+        assert_eq!(new.place(0), Place::Device(block(10, 100).addr));
+        assert_eq!(new.written(0), Some(Written::at(100)));
+        assert_eq!(new.place(1), Place::Device(block(21, 200).addr));
+        assert_eq!(new.place(4), Place::Memory(Bytes::from(vec![4; 4096])));
+        assert_eq!(new.occupied(), [0, 1, 4]);
+        let device = |number| Displaced::Device(number);
+        assert_eq!(displaced, [device(11), device(12), Displaced::Lost, Displaced::Memory]);
     }
 }

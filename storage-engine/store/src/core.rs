@@ -11,6 +11,7 @@ use curve_types::CopysetId;
 use crate::data::DataArea;
 use crate::group::GroupInner;
 use crate::health::Device;
+use crate::install::Staged;
 use crate::space::Space;
 use crate::store::Done;
 use crate::wal::queue::Queue;
@@ -116,7 +117,7 @@ impl Core {
 /// A snapshot that arrived whole and is to replace a group's state.
 pub(crate) struct Switch {
     pub group: Arc<GroupInner>,
-    pub space: Arc<Space>,
+    pub staged: Staged,
     pub applied: LogPosition,
     pub state: Bytes,
     pub done: Done,

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
-use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId};
+use curve_types::{ChunkKey, CopysetId};
 
-use crate::chunk::Place;
-use crate::core::{Core, Switch};
+use crate::core::Core;
+use crate::install::Staged;
 use crate::log::index::{Loc, LogIndex, Slot, check_entries};
 use crate::payload::{self, Blocks};
-use crate::space::{BegunRead, ChunkMap, Fetched, Pin, Space, place, places, read_places};
+use crate::space::{BegunRead, Fetched, Space};
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
@@ -30,7 +30,7 @@ pub(crate) struct GroupInner {
     log: Mutex<LogIndex>,
     /// Held while an entry is applied, and while anyone looks at state and tables together.
     apply: Mutex<()>,
-    space: RwLock<Arc<Space>>,
+    pub space: Arc<Space>,
     /// Applied position and state as last captured.
     last_state: Mutex<(Option<LogPosition>, Bytes)>,
     provider: RwLock<Option<Weak<dyn StateProvider>>>,
@@ -49,7 +49,7 @@ impl GroupInner {
             first_lsn: AtomicU64::new(first_lsn),
             log: Mutex::new(log),
             apply: Mutex::new(()),
-            space: RwLock::new(space),
+            space,
             last_state: Mutex::new(state),
             provider: RwLock::new(None),
         })
@@ -61,10 +61,6 @@ impl GroupInner {
 
     pub fn lock_apply(&self) -> MutexGuard<'_, ()> {
         self.apply.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn space(&self) -> Arc<Space> {
-        self.space.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn created_at(&self, lsn: u64) {
@@ -87,10 +83,15 @@ impl GroupInner {
         last.clone()
     }
 
-    /// Puts an installed state in place; the apply lock is held. Returns the old space.
-    pub fn replace(&self, space: Arc<Space>, applied: LogPosition, state: Bytes) -> Arc<Space> {
-        *self.last_state.lock().unwrap_or_else(PoisonError::into_inner) = (Some(applied), state);
-        std::mem::replace(&mut *self.space.write().unwrap_or_else(PoisonError::into_inner), space)
+    /// Puts an installed state in place; the apply lock is held. False, without effect, if the group
+    /// was removed.
+    pub fn install(&self, staged: &Staged, applied: LogPosition, state: Bytes) -> bool {
+        let installed = self.space.install(staged, applied.index);
+        if installed {
+            let mut last = self.last_state.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = (Some(applied), state);
+        }
+        installed
     }
 
     /// Makes the log continue after an installed snapshot, in memory and in the WAL. `NoGroup` if
@@ -357,35 +358,21 @@ impl Group {
         self.inner.provide(provider);
     }
 
-    /// Starts applying one entry (or several that may be seen together). Waits while the overlay
-    /// is full. Excludes checkpoints, views and installs until the returned value is dropped, so
+    /// Starts applying the entry at `index` (or several up to it that may be seen together). Waits
+    /// while the overlay is full. Excludes checkpoints, views and installs until the returned value is dropped, so
     /// they see whole entries; drop it only after the state machine's own applied position moved,
     /// and call nothing of the log part meanwhile (it may wait for a checkpoint).
-    pub fn begin_apply(&self) -> Result<Apply<'_>, StoreError> {
+    pub fn begin_apply(&self, index: u64) -> Result<Apply<'_>, StoreError> {
         let core = self.core();
         core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
         let excluded = self.inner.lock_apply();
-        Ok(Apply::new(self, self.inner.space(), excluded))
+        Ok(Apply::new(self, self.inner.space.clone(), index, excluded))
     }
 
     /// Reads bytes of a chunk; holes read as zeroes. `NoGroup` if the group was removed.
     pub fn read(&self, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
         self.core().device.check()?;
-        self.in_space(|space| space.read(key, offset, len))
-    }
-
-    /// What `look` finds in the group's space; it answers None if that one is retired.
-    fn in_space<T>(
-        &self,
-        look: impl Fn(&Arc<Space>) -> Result<Option<T>, StoreError>,
-    ) -> Result<T, StoreError> {
-        loop {
-            if let Some(found) = look(&self.inner.space())? {
-                return Ok(found);
-            }
-            // If the group is there, an install has put another space in the place of that one.
-            self.check_exists()?;
-        }
+        self.inner.space.read(key, offset, len)?.ok_or(StoreError::NoGroup(self.id()))
     }
 
     /// As `read`, without a thread that waits for the disk: `fetched` is called by whoever reaps
@@ -398,49 +385,25 @@ impl Group {
         fetched: Box<dyn FnOnce(Fetched) + Send>,
     ) -> Result<BegunRead, StoreError> {
         self.core().device.check()?;
-        self.inner.space().begin_read(key, offset, len, fetched)
+        self.inner.space.begin_read(key, offset, len, fetched)
     }
 
     /// All chunks that hold data now, in order. `NoGroup` if the group was removed.
     pub fn chunk_keys(&self) -> Result<Vec<ChunkKey>, StoreError> {
-        self.in_space(|space| Ok(space.chunk_keys()))
+        self.inner.space.chunk_keys().ok_or(StoreError::NoGroup(self.id()))
     }
 
     /// Indices of the chunk's blocks that are not in memory, in order: reads of them go to the
     /// device, or find that they are lost.
     pub fn table_blocks(&self, key: ChunkKey) -> Vec<u16> {
-        self.inner.space().table_blocks(key)
+        self.inner.space.table_blocks(key)
     }
 
-    fn check_exists(&self) -> Result<(), StoreError> {
+    pub(crate) fn check_exists(&self) -> Result<(), StoreError> {
         match self.inner.log().removed {
             true => Err(StoreError::NoGroup(self.id())),
             false => Ok(()),
         }
-    }
-
-    /// The group's state now, held still for a Raft snapshot. Asks the state provider. `NoGroup`
-    /// if the group was removed.
-    pub fn view(&self) -> Result<ChunkView, StoreError> {
-        self.core().device.check()?;
-        let _whole_entries = self.inner.lock_apply();
-        let (applied, state) = self.inner.state();
-        let pin = self.inner.space().pin();
-        let chunks = pin.space.snapshot();
-        // A removed group's tables may have been empty already.
-        self.check_exists()?;
-        let shared = ViewInner { pin, chunks, applied, state, _owner: self.owner.clone() };
-        Ok(ChunkView { shared: Arc::new(shared) })
-    }
-
-    /// Starts receiving a snapshot into shadow tables. The present state stays in use.
-    pub fn begin_install(&self) -> Result<Install, StoreError> {
-        let core = self.core();
-        core.device.check()?;
-        let space = Space::new(core.data.clone(), ChunkMap::new());
-        let mut installing = core.installing.lock().unwrap_or_else(PoisonError::into_inner);
-        installing.push(Arc::downgrade(&space));
-        Ok(Install { group: self.clone(), space: Some(space) })
     }
 }
 
@@ -452,133 +415,4 @@ fn uncached_span(slots: &[Slot]) -> usize {
             && slot.loc.is_some_and(|loc| loc.end() - first.start() <= READ_SPAN_MAX)
     };
     slots.iter().take_while(near).count().max(1)
-}
-
-struct ViewInner {
-    pin: Pin,
-    chunks: ChunkMap,
-    applied: Option<LogPosition>,
-    state: Bytes,
-    _owner: Arc<Owner>,
-}
-
-/// A pinned, immutable state of a group. Blocks it refers to are not reused while it lives.
-#[derive(Clone)]
-pub struct ChunkView {
-    shared: Arc<ViewInner>,
-}
-
-impl ChunkView {
-    /// Applied position that belongs to the tables.
-    pub fn applied(&self) -> Option<LogPosition> {
-        self.shared.applied
-    }
-
-    /// State blob that belongs to the tables.
-    pub fn state(&self) -> &Bytes {
-        &self.shared.state
-    }
-
-    /// All chunks that hold at least one block, in order.
-    pub fn chunks(&self) -> Vec<ChunkKey> {
-        self.shared.chunks.keys().copied().collect()
-    }
-
-    /// Runs of blocks that hold data, in order. Everything else of the chunk is holes.
-    pub fn block_ranges(&self, key: ChunkKey) -> Vec<Range<u32>> {
-        let Some(chunk) = self.shared.chunks.get(&key) else { return Vec::new() };
-        let mut ranges: Vec<Range<u32>> = Vec::new();
-        for index in chunk.occupied().into_iter().map(u32::from) {
-            match ranges.last_mut() {
-                Some(last) if last.end == index => last.end = index + 1,
-                _ => ranges.push(index..index + 1),
-            }
-        }
-        ranges
-    }
-
-    pub(crate) fn place(&self, key: ChunkKey, index: u16) -> Place {
-        place(&self.shared.chunks, key, index)
-    }
-
-    pub(crate) fn is_of(&self, space: &Arc<Space>) -> bool {
-        Arc::ptr_eq(&self.shared.pin.space, space)
-    }
-
-    /// Bytes of a run of blocks.
-    pub fn read(&self, key: ChunkKey, blocks: Range<u32>) -> Result<Bytes, StoreError> {
-        let end = u64::from(blocks.end) * BLOCK_SIZE;
-        if blocks.start > blocks.end || end > curve_types::CHUNK_SIZE {
-            return Err(StoreError::invalid(format!("blocks {blocks:?} of a chunk of 1024")));
-        }
-        let (offset, len) =
-            (blocks.start * BLOCK_SIZE as u32, blocks.len() as u32 * BLOCK_SIZE as u32);
-        let found = self.shared.chunks.get(&key).map(|chunk| places(chunk, offset, len));
-        read_places(&self.shared.pin.space.data, found, key, offset, len)
-    }
-}
-
-/// A snapshot on its way in. Dropped without `commit`, it leaves no trace: its blocks count as
-/// unused at once, and are free with the next checkpoint.
-pub struct Install {
-    group: Group,
-    /// Taken by `commit`.
-    space: Option<Arc<Space>>,
-}
-
-impl Install {
-    /// Stores received bytes; `offset` and length are multiples of 4096. Waits while the overlay
-    /// is full. `NoSpace` (without effect, and the store goes on) if writes of that size would not
-    /// be admitted either: the present state keeps its blocks until `commit`, so a device must
-    /// have room for both. Every block counts as new.
-    pub fn put(&self, key: ChunkKey, offset: u32, data: Bytes) -> Result<(), StoreError> {
-        let core = self.group.core();
-        if !u64::from(offset).is_multiple_of(BLOCK_SIZE)
-            || !(data.len() as u64).is_multiple_of(BLOCK_SIZE)
-        {
-            let len = data.len();
-            return Err(StoreError::invalid(format!(
-                "installed bytes at {offset}, {len} long, are not whole blocks"
-            )));
-        }
-        core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
-        let Some(space) = &self.space else { return Ok(()) };
-        let one_at_a_time = core.installing.lock().unwrap_or_else(PoisonError::into_inner);
-        let blocks = data.len() as u64 / BLOCK_SIZE;
-        let room = core.usage().admissible_blocks();
-        if blocks > room {
-            let what = format!("a snapshot needs {blocks} more blocks, room is for {room}");
-            return Err(StoreError::NoSpace { what });
-        }
-        space.write(key, offset, data)?;
-        drop(one_at_a_time);
-        if core.data.overlay.wants_flush() {
-            core.upkeep.request_flush();
-        }
-        Ok(())
-    }
-
-    /// Replaces the group's chunk space, applied position, state and log base in one durable
-    /// step. The log keeps entries after `applied` if it holds `applied` itself; otherwise it is
-    /// emptied and continues after it. The switch is visible when `done` is called; until then
-    /// (and after a crash before it) the old state holds. Nothing may be applied or appended
-    /// between this call and `done`, and the provider must answer with the new state before
-    /// `begin_apply` is called again. `done` runs on the upkeep thread.
-    pub fn commit(mut self, applied: LogPosition, state: Bytes, done: Done) {
-        let core = &self.group.owner.core;
-        let Some(space) = self.space.take() else { return };
-        if let Err(error) = core.device.check() {
-            done(Err(error));
-            return;
-        }
-        core.upkeep.switch(Switch { group: self.group.inner.clone(), space, applied, state, done });
-    }
-}
-
-impl Drop for Install {
-    fn drop(&mut self) {
-        if let Some(space) = self.space.take() {
-            self.group.core().retire(space);
-        }
-    }
 }

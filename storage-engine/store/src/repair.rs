@@ -52,14 +52,15 @@ impl Group {
         if view.applied().is_none_or(|applied| applied.index > index) {
             return Ok(Repair::TooOld);
         }
-        let apply = self.begin_apply()?;
+        // Changes nothing that an entry wrote: no index belongs to it.
+        let apply = self.begin_apply(0)?;
         let (applied, _) = self.inner.state();
         if applied.is_none_or(|applied| applied.index < index) {
             return Ok(Repair::TooNew);
         }
-        let space = self.inner.space();
+        let space = &self.inner.space;
         // The view's pin keeps the block's number from being given to another version.
-        if !view.is_of(&space) || space.place(key, at) != was {
+        if !view.is_of(space) || space.place(key, at) != was {
             return Ok(Repair::Superseded);
         }
         // Of a lost block there is no checksum.
@@ -68,7 +69,8 @@ impl Group {
         {
             return Ok(Repair::Differs);
         }
-        apply.write(key, block * BLOCK_SIZE as u32, bytes)?;
+        let Some(written) = space.written(key, at) else { return Ok(Repair::Superseded) };
+        space.put(key, at, &bytes, &[written]);
         drop(apply);
         self.core().upkeep.request_checkpoint();
         Ok(Repair::Done)

@@ -12,8 +12,9 @@ use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
 
 use crate::StoreError;
 use crate::alloc::Holder;
-use crate::chunk::{BlockAddr, Chunk, Displaced, InMemory, Place};
+use crate::chunk::{BlockAddr, Chunk, Displaced, InMemory, Place, TableBlock, Written};
 use crate::data::DataArea;
+use crate::install::{Keep, Staged};
 
 pub use read::{BegunRead, Fetched};
 pub(crate) use read::{place, places, read_places};
@@ -244,23 +245,26 @@ impl Space {
             in_memory += chunk.overlay().count() as u64;
             let homes = chunk.overlay().filter_map(|(_, block)| block.home);
             on_device.extend(homes.map(|addr| addr.block));
-            let placed = chunk.table_blocks().filter(|(_, addr)| !addr.is_lost());
-            on_device.extend(placed.map(|(_, addr)| addr.block));
+            let addrs = chunk.table_blocks().map(|(_, block)| block.addr);
+            on_device.extend(addrs.filter(|addr| !addr.is_lost()).map(|addr| addr.block));
         }
         self.supersede(on_device);
         self.data.overlay.remove_blocks(in_memory);
         self.data.live.fetch_sub(all, Ordering::Relaxed);
     }
 
-    /// Replaces whole and partial blocks. One caller at a time; reads may go on beside it. A damaged
-    /// block of which a part is replaced is lost: the log goes on, and the peers have its bytes.
+    /// Replaces whole and partial blocks, as the entry at `entry` says. One caller at a time; reads
+    /// may go on beside it. A damaged block of which a part is replaced is lost: the log goes on,
+    /// and the peers have its bytes.
     pub fn write(
         self: &Arc<Self>,
+        entry: u64,
         key: ChunkKey,
         offset: u32,
         data: Bytes,
     ) -> Result<(), StoreError> {
         let end = check_range(offset, data.len() as u64)?;
+        let written = Written::at(entry);
         let mut blocks = Vec::with_capacity(data.len() / BLOCK as usize + 2);
         let mut lost = Vec::new();
         let mut at = offset;
@@ -289,24 +293,66 @@ impl Space {
                     Err(error) => return Err(error),
                 }
             };
-            blocks.push((index as u16, InMemory { bytes: whole, home: None }));
+            blocks.push((index as u16, InMemory { bytes: whole, written, home: None }));
         }
         if let Some(mut tables) = self.changeable() {
-            self.put_blocks(&mut tables, key, blocks);
-            self.lose_blocks(&mut tables, key, &lost);
+            self.put_blocks(&mut tables, entry, key, blocks);
+            self.lose_blocks(&mut tables, entry, key, &lost);
         }
         Ok(())
     }
 
-    fn lose_blocks(&self, tables: &mut Tables, key: ChunkKey, lost: &[u16]) {
+    fn lose_blocks(&self, tables: &mut Tables, entry: u64, key: ChunkKey, lost: &[u16]) {
         let Some(chunk) = tables.chunks.get_mut(&key).filter(|_| !lost.is_empty()) else { return };
         let chunk = Arc::make_mut(chunk);
+        chunk.change_at(entry);
         let mut tally = Tally::default();
         for index in lost {
             let loss = self.losses.fetch_add(1, Ordering::Relaxed) + 1;
-            tally.note(chunk.adopt(*index, BlockAddr::lost(loss)));
+            let block = TableBlock { addr: BlockAddr::lost(loss), written: Written::at(entry) };
+            tally.note(chunk.adopt(*index, block));
         }
         self.settle(lost.len() as u64, tally);
+    }
+
+    /// Gives a block other bytes for those that it should have had all along: a repair, or what a
+    /// peer sends of a snapshot. When it was written stays `written`.
+    pub fn put(&self, key: ChunkKey, first: u16, data: &Bytes, written: &[Written]) {
+        let bytes = |i: usize| data.slice(i * BLOCK as usize..(i + 1) * BLOCK as usize);
+        let in_memory = |(i, written): (usize, &Written)| {
+            (first + i as u16, InMemory { bytes: bytes(i), written: *written, home: None })
+        };
+        if let Some(mut tables) = self.changeable() {
+            let blocks = written.iter().enumerate().map(in_memory).collect();
+            self.put_blocks(&mut tables, 0, key, blocks);
+        }
+    }
+
+    /// When a block was written last; None if it is a hole.
+    pub fn written(&self, key: ChunkKey, index: u16) -> Option<Written> {
+        self.tables().chunks.get(&key)?.written(index)
+    }
+
+    /// Whether the chunk is here, with what a peer wants to be kept of it.
+    pub fn can_keep(&self, key: ChunkKey, changed: u64, keep: &Keep) -> bool {
+        let tables = self.tables();
+        let chunk = tables.chunks.get(&key);
+        match keep {
+            Keep::Nothing => true,
+            Keep::All => chunk.is_some_and(|chunk| chunk.changed() == changed),
+            Keep::Blocks(_) => chunk.is_some_and(|chunk| keep.blocks().all(|i| chunk.has(i))),
+        }
+    }
+
+    /// Puts an installed snapshot in place. False, without effect, if the space is retired.
+    pub fn install(&self, staged: &Staged, applied: u64) -> bool {
+        let Some(mut tables) = self.changeable() else { return false };
+        let old = std::mem::take(&mut tables.chunks);
+        let arrived = std::mem::take(&mut staged.space.tables_mut().chunks);
+        let mut tally = Tally::default();
+        tables.chunks = staged.merge(old, arrived, applied, |displaced| tally.note(displaced));
+        self.settle(0, tally);
+        true
     }
 
     /// The tables, unless the space is retired.
@@ -314,12 +360,19 @@ impl Space {
         Some(self.tables_mut()).filter(|tables| !tables.retired)
     }
 
-    fn put_blocks(&self, tables: &mut Tables, key: ChunkKey, blocks: Vec<(u16, InMemory)>) {
+    fn put_blocks(
+        &self,
+        tables: &mut Tables,
+        entry: u64,
+        key: ChunkKey,
+        blocks: Vec<(u16, InMemory)>,
+    ) {
         if blocks.is_empty() {
             return;
         }
         tables.dirty.insert(key);
         let chunk = Arc::make_mut(tables.chunks.entry(key).or_default());
+        chunk.change_at(entry);
         let count = blocks.len() as u64;
         let mut tally = Tally::default();
         blocks.into_iter().for_each(|(index, block)| tally.note(chunk.write(index, block)));
@@ -340,6 +393,7 @@ impl Space {
     /// has had one of the blocks since the last checkpoint: the entry is applied a second time.
     pub fn adopt(
         &self,
+        entry: u64,
         key: ChunkKey,
         first: u16,
         blocks: &[BlockAddr],
@@ -349,18 +403,20 @@ impl Space {
         if !self.claim(blocks) {
             return false;
         }
+        let written = Written::at(entry);
         if let Some(payload) = payload {
             let bytes = |i: usize| payload.slice(i * BLOCK as usize..(i + 1) * BLOCK as usize);
             let landing = blocks.iter().enumerate().map(|(i, addr)| {
-                (first + i as u16, InMemory { bytes: bytes(i), home: Some(*addr) })
+                (first + i as u16, InMemory { bytes: bytes(i), written, home: Some(*addr) })
             });
-            self.put_blocks(&mut tables, key, landing.collect());
+            self.put_blocks(&mut tables, entry, key, landing.collect());
             return true;
         }
         let chunk = Arc::make_mut(tables.chunks.entry(key).or_default());
+        chunk.change_at(entry);
         let mut tally = Tally::default();
         for (index, addr) in (first..).zip(blocks) {
-            tally.note(chunk.adopt(index, *addr));
+            tally.note(chunk.adopt(index, TableBlock { addr: *addr, written }));
         }
         self.settle(blocks.len() as u64, tally);
         true
@@ -380,6 +436,7 @@ impl Space {
     /// Makes the range read as zeroes: whole blocks become holes, partial ones are rewritten.
     pub fn write_zeroes(
         self: &Arc<Self>,
+        entry: u64,
         key: ChunkKey,
         offset: u32,
         len: u32,
@@ -387,15 +444,20 @@ impl Space {
         let end = check_range(offset, u64::from(len))?;
         let (first, last) = whole_blocks(offset, end);
         if first >= last {
-            return self.zero_bytes(key, offset, end);
+            return self.zero_bytes(entry, key, offset..end);
         }
-        self.zero_bytes(key, offset, first * BLOCK)?;
-        self.punch(key, first..last);
-        self.zero_bytes(key, last * BLOCK, end)
+        self.zero_bytes(entry, key, offset..first * BLOCK)?;
+        self.punch(entry, key, first..last);
+        self.zero_bytes(entry, key, last * BLOCK..end)
     }
 
     /// Writes zeroes into blocks that are not holes already.
-    fn zero_bytes(self: &Arc<Self>, key: ChunkKey, from: u32, to: u32) -> Result<(), StoreError> {
+    fn zero_bytes(
+        self: &Arc<Self>,
+        entry: u64,
+        key: ChunkKey,
+        Range { start: from, end: to }: Range<u32>,
+    ) -> Result<(), StoreError> {
         let mut at = from;
         while at < to {
             let stop = ((at / BLOCK + 1) * BLOCK).min(to);
@@ -404,7 +466,7 @@ impl Space {
                 tables.chunks.get(&key).is_some_and(|c| c.has((at / BLOCK) as u16))
             };
             if occupied {
-                self.write(key, at, Bytes::from(vec![0; (stop - at) as usize]))?;
+                self.write(entry, key, at, Bytes::from(vec![0; (stop - at) as usize]))?;
             }
             at = stop;
         }
@@ -412,19 +474,26 @@ impl Space {
     }
 
     /// Frees the whole blocks of the range.
-    pub fn discard(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
+    pub fn discard(
+        &self,
+        entry: u64,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+    ) -> Result<(), StoreError> {
         let end = check_range(offset, u64::from(len))?;
         let (first, last) = whole_blocks(offset, end);
         if first < last {
-            self.punch(key, first..last);
+            self.punch(entry, key, first..last);
         }
         Ok(())
     }
 
-    fn punch(&self, key: ChunkKey, blocks: Range<u32>) {
+    fn punch(&self, entry: u64, key: ChunkKey, blocks: Range<u32>) {
         let mut tables = self.tables_mut();
         let Some(shared) = tables.chunks.get_mut(&key) else { return };
         let chunk = Arc::make_mut(shared);
+        chunk.change_at(entry);
         let mut tally = Tally::default();
         blocks.for_each(|index| tally.note(chunk.clear(index as u16)));
         if chunk.is_empty() {
@@ -479,7 +548,7 @@ mod tests {
 
     /// One block written and put on the device, as the flusher does it.
     fn write_flushed(space: &Arc<Space>, key: ChunkKey, byte: u8) {
-        space.write(key, 0, Bytes::from(vec![byte; BLOCK as usize])).expect("write");
+        space.write(1, key, 0, Bytes::from(vec![byte; BLOCK as usize])).expect("write");
         let dirty = space.dirty_blocks();
         let bytes: Vec<Bytes> = dirty.iter().map(|dirty| dirty.block.bytes.clone()).collect();
         let mut places = Vec::new();
@@ -520,7 +589,7 @@ mod tests {
         let (pin, chunks) = (space.pin(), space.snapshot());
         space.retire();
         assert_eq!(space.read(key, 0, BLOCK).expect("no disk error"), None);
-        space.write(key, 10, Bytes::from_static(b"part of a block")).expect("ignored");
+        space.write(1, key, 10, Bytes::from_static(b"part of a block")).expect("ignored");
         space.release(space.data.pin_tick());
         let found = chunks.get(&key).map(|chunk| places(chunk, 0, BLOCK));
         let bytes = read_places(&pin.space.data, found, key, 0, BLOCK).expect("read");

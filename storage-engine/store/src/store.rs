@@ -278,7 +278,7 @@ impl Store {
             core.queue.push([Queued { job, reserved, freed: log.take_freed(), done: Some(done) }]);
         }
         drop(groups);
-        core.retire(inner.space());
+        core.retire(inner.space.clone());
         Ok(())
     }
 

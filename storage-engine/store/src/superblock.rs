@@ -23,7 +23,7 @@ const SIZE_MIN: u64 = 64 << 20;
 /// Largest device: what a 32-bit block number addresses.
 const SIZE_MAX: u64 = 16 << 40;
 /// Checkpoint bytes per data block in the worst case (a chunk that holds one block).
-const TABLE_BYTES_PER_BLOCK: u64 = 40;
+const TABLE_BYTES_PER_BLOCK: u64 = 48;
 
 /// What a device is to become.
 #[derive(Clone, Debug)]

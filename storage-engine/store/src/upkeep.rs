@@ -93,7 +93,7 @@ impl UpkeepThread {
 
     fn flush_all(&self) -> Result<(), StoreError> {
         let mut spaces: Vec<Arc<Space>> =
-            self.core.groups().iter().map(|group| group.space()).collect();
+            self.core.groups().iter().map(|group| group.space.clone()).collect();
         {
             let mut shadows = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
             shadows.retain(|space| space.strong_count() > 0);
@@ -160,6 +160,10 @@ impl UpkeepThread {
 
     /// Writes a checkpoint of everything; `switches` take effect with it.
     fn checkpoint(&mut self, switches: &mut Vec<Switch>) -> Result<(), StoreError> {
+        // Nothing arrives for them any more, and none of it has a home.
+        for Switch { staged, .. } in &*switches {
+            self.write_blocks(&staged.space, staged.space.dirty_blocks(), |_| ())?;
+        }
         let start = self.barrier()?;
         let tick = self.core.data.pin_tick();
         let mut captured = Vec::with_capacity(start.groups.len());
@@ -215,7 +219,8 @@ impl UpkeepThread {
         let group = group.filter(|group| group.first_lsn_is(known.first_lsn))?;
         let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
         let mut log_replaced = false;
-        let (space, chunks, dirty);
+        let space = group.space.clone();
+        let (chunks, mut dirty);
         if let Some(switch) = switch {
             meta.applied = Some(switch.applied);
             meta.state = switch.state.clone();
@@ -226,12 +231,17 @@ impl UpkeepThread {
             if meta.last_purged.is_none_or(|purged| purged.index < switch.applied.index) {
                 meta.last_purged = Some(switch.applied);
             }
-            space = switch.space.clone();
-            (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
+            let arrived = switch.staged.space.snapshot();
+            dirty = space.dirty_blocks();
+            let old = space.snapshot();
+            chunks = switch.staged.merge(old, arrived, switch.applied.index, |_| ());
+            // Others are not in the checkpoint.
+            dirty.retain(|dirty| {
+                chunks.get(&dirty.key).is_some_and(|chunk| chunk.holds(dirty.index, &dirty.block))
+            });
         } else {
             let _whole_entries = group.lock_apply();
             (meta.applied, meta.state) = group.state();
-            space = group.space();
             (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
         }
         Some(Captured { id, meta, chunks, dirty, space, group, log_replaced })
@@ -291,31 +301,32 @@ impl UpkeepThread {
 
     /// The durable checkpoint shows the installed state: shows it in memory too.
     fn switch(&self, switch: Switch) {
-        let Switch { group, space, applied, state, done } = switch;
-        let old = {
+        let Switch { group, staged, applied, state, done } = switch;
+        let installed = {
             let _excluded = group.lock_apply();
-            group.replace(space.clone(), applied, state)
+            group.install(&staged, applied, state)
         };
-        self.core.retire(old);
+        // What it superseded by itself, and all of it if the group was removed.
+        let shadow = staged.space;
         let mut installing = self.core.installing.lock().unwrap_or_else(PoisonError::into_inner);
-        installing.retain(|shadow| !std::ptr::eq(shadow.as_ptr(), Arc::as_ptr(&space)));
+        installing.retain(|space| !std::ptr::eq(space.as_ptr(), Arc::as_ptr(&shadow)));
         drop(installing);
+        self.core.retire(shadow);
         // Tells the WAL about the log's new base, so that the next checkpoint's view of it agrees.
-        let rebased = match group.rebase(&self.core, applied) {
-            Err(error @ StoreError::NoGroup(_)) => {
-                // The removal may have found the old space only.
-                self.core.retire(space);
-                Err(error)
-            }
-            other => other.map_err(|error| self.core.device.fail(error)),
+        let rebased = match installed {
+            true => group.rebase(&self.core, applied),
+            false => Err(StoreError::NoGroup(group.id)),
         };
-        done(rebased);
+        done(rebased.map_err(|error| match error {
+            StoreError::NoGroup(_) => error,
+            other => self.core.device.fail(other),
+        }));
     }
 
     fn release_blocks(&self) {
         let mut pinned = 0;
         for group in self.core.groups() {
-            pinned += group.space().release(self.checkpoint_tick);
+            pinned += group.space.release(self.checkpoint_tick);
         }
         let mut retired = self.core.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.retain(|space| {

@@ -76,7 +76,7 @@ fn chunks_survive_checkpoint_and_reopening() {
     group.set_state_provider(&provider);
     let key = chunk(volume, 3);
     {
-        let apply = group.begin_apply().expect("apply");
+        let apply = group.begin_apply(1).expect("apply");
         apply.write(key, 100, Bytes::from(vec![1; 10_000])).expect("write");
         apply.write(key, 5000, Bytes::from(vec![2; 10])).expect("write");
         apply.write(chunk(volume, 9), 0, Bytes::from(vec![3; 4 << 20])).expect("write");
@@ -111,7 +111,7 @@ fn chunks_survive_checkpoint_and_reopening() {
     assert_eq!((found[0].applied, &found[0].state[..]), (Some(position), &b"blob"[..]));
     check(&found[0].group);
     assert_eq!(store.usage().data_blocks_used, 3 + 1022);
-    found[0].group.begin_apply().expect("apply").delete_volume(volume).expect("delete");
+    found[0].group.begin_apply(1).expect("apply").delete_volume(volume).expect("delete");
     assert_eq!(store.usage().data_blocks_used, 0);
     assert_eq!(&found[0].group.read(key, 100, 1).expect("read")[..], [0]);
 }
@@ -124,7 +124,7 @@ fn a_removed_group_comes_back_empty() {
     assert!(store.create_group(GROUP, Box::new(|_| ())).is_err());
     durable(|done| group.append(vec![entry(1, 0, 50)], done)).expect("append");
     group
-        .begin_apply()
+        .begin_apply(1)
         .expect("apply")
         .write(chunk(VolumeId::random(), 0), 0, Bytes::from(vec![1; 8192]))
         .expect("write");
@@ -172,7 +172,7 @@ fn a_view_stays_what_it_was_while_everything_is_overwritten() {
     let group = durable(|done| store.create_group(GROUP, done)).expect("create");
     let key = chunk(VolumeId::random(), 0);
     let fill = |byte: u8| {
-        let apply = group.begin_apply().expect("apply");
+        let apply = group.begin_apply(1).expect("apply");
         apply.write(key, 8192, Bytes::from(vec![byte; 1 << 20])).expect("write");
     };
     fill(1);

@@ -44,7 +44,7 @@ proptest! {
         let volume = VolumeId::random();
         let mut model: BTreeMap<u8, Vec<u8>> = (0..2).map(|c| (c, vec![0; SPAN as usize])).collect();
         for action in actions {
-            let apply = group.begin_apply().expect("apply");
+            let apply = group.begin_apply(1).expect("apply");
             let key = |c: u8| chunk(volume, u32::from(c));
             match action {
                 Action::Write(c, o, l, b) => {

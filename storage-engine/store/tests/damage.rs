@@ -110,7 +110,7 @@ fn damaged_roots_and_checkpoints_are_refused_by_name() {
     let volume = VolumeId::random();
     found[0]
         .group
-        .begin_apply()
+        .begin_apply(1)
         .expect("apply")
         .write(chunk(volume, 0), 0, Bytes::from(vec![1; 40_960]))
         .expect("write");
@@ -155,7 +155,7 @@ fn a_damaged_block_is_reported_and_leaves_the_rest_alone() {
     let group = durable(|done| store.create_group(GROUP, done)).expect("create");
     let key = chunk(VolumeId::random(), 0);
     group
-        .begin_apply()
+        .begin_apply(1)
         .expect("apply")
         .write(key, 0, Bytes::from(vec![0xab; 40_960]))
         .expect("write");
@@ -197,7 +197,7 @@ fn refused_everything(store: &Store, group: &Group) {
         })
         .expect_err("vote")
     ));
-    assert!(failed(group.begin_apply().err().expect("apply")));
+    assert!(failed(group.begin_apply(1).err().expect("apply")));
     assert!(failed(group.read(chunk(VolumeId::random(), 0), 0, 1).expect_err("read")));
     assert!(failed(group.view().err().expect("view")));
     assert!(failed(common::checkpoint(store).expect_err("checkpoint")));
@@ -210,7 +210,7 @@ fn an_unreadable_data_block_fails_the_store() {
     let (store, _) = open(&disk);
     let group = durable(|done| store.create_group(GROUP, done)).expect("create");
     let key = chunk(VolumeId::random(), 0);
-    group.begin_apply().expect("apply").write(key, 0, Bytes::from(vec![1; 4096])).expect("write");
+    group.begin_apply(1).expect("apply").write(key, 0, Bytes::from(vec![1; 4096])).expect("write");
     common::checkpoint(&store).expect("checkpoint");
     disk.fail_reads_of(u64::from_le_bytes(disk.peek(88, 8).try_into().expect("eight bytes")));
     assert!(matches!(group.read(key, 0, 4096), Err(StoreError::Io { .. })));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Blob, chunk, durable, entry, open, open_with, options, sim, sim_small};
+use common::{Blob, chunk, durable, entry, open, open_with, options, put, sim, sim_small};
 use curve_store::{LogPosition, StateProvider, StoreError, StoreOptions};
 use curve_types::{CopysetId, VolumeId};
 
@@ -120,7 +120,7 @@ fn overwriting_forever_needs_no_more_than_the_reserve() {
     let volume = VolumeId::random();
     let mut written = 0;
     while store.usage().admissible_blocks() >= 1024 {
-        let apply = group.begin_apply().expect("apply");
+        let apply = group.begin_apply(1).expect("apply");
         apply
             .write(chunk(volume, written), 0, Bytes::from(vec![written as u8; 4 << 20]))
             .expect("write");
@@ -128,7 +128,7 @@ fn overwriting_forever_needs_no_more_than_the_reserve() {
     }
     for round in 0..200u32 {
         let (number, offset) = (round * 7 % written, round * 13 % 7 * 524_288);
-        let apply = group.begin_apply().expect("the overlay drains");
+        let apply = group.begin_apply(1).expect("the overlay drains");
         apply
             .write(chunk(volume, number), offset, Bytes::from(vec![round as u8; 524_288]))
             .expect("write");
@@ -148,7 +148,7 @@ fn blocks_that_a_dropped_view_held_are_found_when_room_is_scarce() {
     let volume = VolumeId::random();
     let write = |index: u32, blocks: usize, byte: u8| {
         for at in (0..blocks).step_by(50) {
-            let apply = group.begin_apply().expect("the overlay drains");
+            let apply = group.begin_apply(1).expect("the overlay drains");
             let data = Bytes::from(vec![byte; 50 * 4096]);
             apply.write(chunk(volume, index), at as u32 * 4096, data).expect("write");
         }
@@ -173,7 +173,7 @@ fn a_device_filled_past_its_reserve_fails_instead_of_diverging() {
     let group = durable(|done| store.create_group(GROUP, done)).expect("create");
     let volume = VolumeId::random();
     let ended = (0..100).find_map(|number| {
-        let apply = group.begin_apply();
+        let apply = group.begin_apply(1);
         apply.and_then(|a| a.write(chunk(volume, number), 0, Bytes::from(vec![1; 4 << 20]))).err()
     });
     assert!(matches!(ended, Some(StoreError::Failed { .. })), "{ended:?}");
@@ -203,7 +203,7 @@ fn readers_see_whole_blocks_while_writer_and_checkpoints_run() {
         .collect();
     for round in 0..300u32 {
         let len = 4096 * (1 + round % 200);
-        let apply = group.begin_apply().expect("apply");
+        let apply = group.begin_apply(1).expect("apply");
         apply
             .write(key, round % 56 * 4096, Bytes::from(vec![round as u8; len as usize]))
             .expect("write");
@@ -225,14 +225,14 @@ fn an_installed_snapshot_replaces_state_and_log() {
     let (old, new) = (VolumeId::random(), VolumeId::random());
     durable(|done| group.append((0..10).map(|i| entry(1, i, 10)).collect(), done)).expect("append");
     group
-        .begin_apply()
+        .begin_apply(1)
         .expect("apply")
         .write(chunk(old, 0), 0, Bytes::from(vec![1; 4096]))
         .expect("write");
     drop(group.begin_install().expect("an install that is given up"));
     let install = group.begin_install().expect("install");
-    install.put(chunk(new, 5), 8192, Bytes::from(vec![2; 1 << 20])).expect("put");
-    assert!(install.put(chunk(new, 5), 100, Bytes::from(vec![2; 4096])).is_err());
+    put(&install, chunk(new, 5), 8192, vec![2; 1 << 20]).expect("put");
+    assert!(put(&install, chunk(new, 5), 100, vec![2; 4096]).is_err());
     let position = LogPosition { term: 4, node: common::node(), index: 100 };
     durable(|done| {
         install.commit(position, Bytes::from_static(b"new"), done);
@@ -265,7 +265,7 @@ fn an_install_without_room_is_refused_and_the_store_goes_on() {
         .map(|id| durable(|done| store.create_group(id, done)).expect("create"));
     let (kept, arriving) = (chunk(VolumeId::random(), 0), VolumeId::random());
     let rewrite = |byte: u8| {
-        let apply = other.begin_apply().expect("apply");
+        let apply = other.begin_apply(1).expect("apply");
         apply.write(kept, 0, Bytes::from(vec![byte; 1 << 20])).expect("write");
         drop(apply);
         let read = other.read(kept, 0, 1 << 20).expect("read");
@@ -274,8 +274,8 @@ fn an_install_without_room_is_refused_and_the_store_goes_on() {
     rewrite(1);
     let used = store.usage().data_blocks_used;
     let install = group.begin_install().expect("install");
-    let put = |index| install.put(chunk(arriving, index), 0, Bytes::from(vec![9; 1 << 20])).err();
-    let refused = (0..20).find_map(put);
+    let one = |index| put(&install, chunk(arriving, index), 0, vec![9; 1 << 20]).err();
+    let refused = (0..20).find_map(one);
     assert!(matches!(refused, Some(StoreError::NoSpace { .. })), "{refused:?}");
     assert!(store.usage().data_blocks_used > used, "some of it fitted");
     (2..12).for_each(rewrite);
@@ -285,7 +285,7 @@ fn an_install_without_room_is_refused_and_the_store_goes_on() {
     let usage = store.usage();
     assert_eq!((usage.data_blocks_pending_free, usage.data_blocks_free), (0, 2_000 - used));
     let again = group.begin_install().expect("install");
-    again.put(chunk(arriving, 0), 0, Bytes::from(vec![9; 1 << 20])).expect("room again");
+    put(&again, chunk(arriving, 0), 0, vec![9; 1 << 20]).expect("room again");
     assert!(store.failure().is_none());
 }
 
@@ -314,10 +314,10 @@ fn an_install_into_a_group_that_was_removed_leaves_nothing() {
     let [group, other] = [GROUP, CopysetId(2)]
         .map(|id| durable(|done| store.create_group(id, done)).expect("create"));
     let install = group.begin_install().expect("install");
-    install.put(chunk(VolumeId::random(), 0), 0, Bytes::from(vec![9; 1 << 20])).expect("put");
+    put(&install, chunk(VolumeId::random(), 0), 0, vec![9; 1 << 20]).expect("put");
 
     // The checkpoint waits for this group, having seen the other.
-    let applying = other.begin_apply().expect("apply");
+    let applying = other.begin_apply(1).expect("apply");
     let (answer, question) = std::sync::mpsc::channel();
     let position = LogPosition { term: 4, node: common::node(), index: 100 };
     install.commit(position, Bytes::new(), Box::new(move |result| drop(answer.send(result))));

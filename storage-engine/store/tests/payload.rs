@@ -42,7 +42,7 @@ fn append(group: &Group, entry: &LogEntry) {
 }
 
 fn apply(group: &Group, entry: &LogEntry, offset: u32) {
-    let apply = group.begin_apply().expect("apply");
+    let apply = group.begin_apply(1).expect("apply");
     apply.write_payload(entry.position, key(), offset, entry.payload.clone()).expect("write");
 }
 

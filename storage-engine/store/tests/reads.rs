@@ -32,7 +32,7 @@ fn filled(path: &Path) -> (Store, Group, ChunkKey) {
     let group = durable(|done| store.create_group(CopysetId(1), done)).expect("create");
     let key = chunk(VolumeId::random(), 3);
     let data: Vec<u8> = (0..FILLED).map(|i| (i / 4096 * 31 + i) as u8).collect();
-    group.begin_apply().expect("apply").write(key, 0, data.into()).expect("write");
+    group.begin_apply(1).expect("apply").write(key, 0, data.into()).expect("write");
     checkpoint(&store).expect("checkpoint");
     (store, group, key)
 }
@@ -81,7 +81,7 @@ fn reads_without_a_thread_answer_as_others_do() {
     let Some(reads) = store.async_reads() else { return };
 
     // Holes and bytes in memory need no disk; what lies in several pieces needs a thread.
-    group.begin_apply().expect("apply").write(key, 4096, vec![1; 4096].into()).expect("write");
+    group.begin_apply(1).expect("apply").write(key, 4096, vec![1; 4096].into()).expect("write");
     for (key, offset, len) in [(key, FILLED, 4096), (key, 4096, 100), (chunk(key.volume, 9), 0, 5)]
     {
         let BegunRead::Ready(bytes) = begin(&group, key, offset, len).0 else {

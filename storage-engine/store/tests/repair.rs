@@ -47,7 +47,7 @@ fn damaged() -> Damaged {
 }
 
 fn write(group: &Group, key: ChunkKey, bytes: Bytes) {
-    let apply = group.begin_apply().expect("apply");
+    let apply = group.begin_apply(1).expect("apply");
     apply.write(key, BLOCK * 4096, bytes).expect("write");
 }
 
@@ -121,7 +121,7 @@ fn a_block_that_was_written_meanwhile_keeps_its_newer_bytes() {
     }
     let node = damaged();
     let view = node.view();
-    let apply = node.group.begin_apply().expect("apply");
+    let apply = node.group.begin_apply(1).expect("apply");
     apply.discard(node.key, 0, 1 << 20).expect("discard");
     drop(apply);
     assert_eq!(node.offer(&view, 5, bytes()), Repair::Superseded);
@@ -134,7 +134,7 @@ fn a_damaged_block_of_which_a_part_is_written_is_lost_until_repaired() {
     let node = damaged();
     let before = node.view();
     let part = |at: u32, bytes: &'static [u8]| {
-        let apply = node.group.begin_apply().expect("apply");
+        let apply = node.group.begin_apply(1).expect("apply");
         apply.write(node.key, BLOCK * 4096 + at, Bytes::from_static(bytes)).expect("write");
     };
     part(10, b"new");
@@ -158,7 +158,7 @@ fn a_damaged_block_of_which_a_part_is_written_is_lost_until_repaired() {
     whole[20..25].copy_from_slice(b"newer");
     for at in [40, 50] {
         let view = node.view();
-        let apply = node.group.begin_apply().expect("apply");
+        let apply = node.group.begin_apply(1).expect("apply");
         apply.write(node.key, BLOCK * 4096 + at, Bytes::from_static(b"later")).expect("write");
         drop(apply);
         let offered = whole.clone().into();

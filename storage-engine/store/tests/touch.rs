@@ -37,7 +37,7 @@ fn every_block_is_written_once_and_data_stays_what_it_is() {
     for index in 0..50u32 {
         let entry = entry(1, index.into(), 8192);
         durable(|done| group.append(vec![entry.clone()], done)).expect("append");
-        let apply = group.begin_apply().expect("apply");
+        let apply = group.begin_apply(1).expect("apply");
         let offset = index % 40 * 8192;
         apply.write_payload(entry.position, key, offset, entry.payload).expect("write");
     }

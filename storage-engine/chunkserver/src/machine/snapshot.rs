@@ -1,7 +1,12 @@
 //! The chunks of a snapshot as parts of at most 1 MiB, and back.
 //!
-//! A part is a sequence of extents: volume (16 bytes), chunk index (4), offset (4), length (4),
-//! then the data. Offset and length are multiples of 4096. Holes are left out.
+//! A part is a sequence of records, each with one byte of kind, then volume (16 bytes) and chunk
+//! index (4):
+//! * 0, 1, 2: the chunk begins. Index of the last entry that changed it (8); of what the receiver
+//!   has it keeps nothing (0), all (1), or the blocks of a bitmap (2; 128 bytes follow).
+//! * 3: blocks of it. Number of the first (4), how many (4), for each when it was written (4), data.
+//!
+//! Holes are left out. A chunk that is not named is not there any more.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,16 +14,25 @@ use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use curve_raft::{SnapshotSink, SnapshotSource};
-use curve_store::{ChunkView, Install};
-use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
+use curve_store::{ChunkDelta, ChunkView, Install, Keep, StoreError, Written};
+use curve_types::{BLOCK_SIZE, BLOCKS_PER_CHUNK, ChunkIndex, ChunkKey, VolumeId};
 
 const PART_LEN_MAX: usize = 1 << 20;
-const EXTENT_HEADER_LEN: usize = 28;
+/// Longest record without data.
+const HEAD_LEN_MAX: usize = 21 + 8 + Keep::BITMAP_LEN;
+const BLOCKS_HEAD_LEN: usize = 21 + 8;
 const BLOCK: usize = BLOCK_SIZE as usize;
+
+const KEEP_NOTHING: u8 = 0;
+const KEEP_ALL: u8 = 1;
+const KEEP_BLOCKS: u8 = 2;
+const BLOCKS: u8 = 3;
 
 /// Reads a pinned view.
 pub(super) struct Sender {
     view: ChunkView,
+    /// What the receiver has applied already.
+    since: Option<u64>,
     chunks: VecDeque<ChunkKey>,
     /// Runs of blocks of the chunk under way.
     runs: VecDeque<(ChunkKey, Range<u32>)>,
@@ -27,44 +41,73 @@ pub(super) struct Sender {
 impl Sender {
     pub fn new(view: ChunkView) -> Self {
         let chunks = view.chunks().into();
-        Self { view, chunks, runs: VecDeque::new() }
+        Self { view, since: None, chunks, runs: VecDeque::new() }
     }
 
-    /// The next run of blocks, cut to `blocks_max`.
-    fn next_run(&mut self, blocks_max: u32) -> Option<(ChunkKey, Range<u32>)> {
-        while self.runs.is_empty() {
-            let key = self.chunks.pop_front()?;
-            self.runs = self.view.block_ranges(key).into_iter().map(|run| (key, run)).collect();
-        }
-        let (key, run) = self.runs.pop_front()?;
-        let end = run.end.min(run.start.saturating_add(blocks_max));
+    /// Puts as many of the next run's blocks as there is room for; false if that is none.
+    fn put_run(&mut self, part: &mut BytesMut) -> io::Result<bool> {
+        let Some((key, run)) = self.runs.pop_front() else { return Ok(true) };
+        let room = PART_LEN_MAX.saturating_sub(part.len() + BLOCKS_HEAD_LEN);
+        let end = run.end.min(run.start + (room / (BLOCK + 4)) as u32);
         if end < run.end {
             self.runs.push_front((key, end..run.end));
         }
-        Some((key, run.start..end))
+        if end == run.start {
+            return Ok(false);
+        }
+        let blocks = run.start..end;
+        let data = self.view.read(key, blocks.clone()).map_err(io::Error::other)?;
+        part.reserve(BLOCKS_HEAD_LEN + blocks.len() * 4 + data.len());
+        put_key(part, BLOCKS, key);
+        part.put_u32_le(blocks.start);
+        part.put_u32_le(blocks.len() as u32);
+        self.view.written(key, blocks).iter().for_each(|written| part.put_u32_le(written.0));
+        part.put_slice(&data);
+        Ok(true)
+    }
+
+    /// Puts the head of the next chunk, and notes which of its blocks must follow.
+    fn begin_chunk(&mut self, part: &mut BytesMut, key: ChunkKey) {
+        let ChunkDelta { changed, keep, runs } = self.view.delta(key, self.since);
+        let kind = match keep {
+            Keep::Nothing => KEEP_NOTHING,
+            Keep::All => KEEP_ALL,
+            Keep::Blocks(_) => KEEP_BLOCKS,
+        };
+        put_key(part, kind, key);
+        part.put_u64_le(changed);
+        if let Keep::Blocks(bitmap) = keep {
+            part.put_slice(&bitmap[..]);
+        }
+        self.runs = runs.into_iter().map(|run| (key, run)).collect();
     }
 }
 
+fn put_key(part: &mut BytesMut, kind: u8, key: ChunkKey) {
+    part.put_u8(kind);
+    part.put_slice(&key.volume.to_bytes());
+    part.put_u32_le(key.index.0);
+}
+
 impl SnapshotSource for Sender {
+    fn since(&mut self, index: u64) {
+        self.since = Some(index);
+    }
+
     fn next(&mut self) -> io::Result<Option<Bytes>> {
         let mut part = BytesMut::new();
         loop {
-            let room = PART_LEN_MAX - part.len();
-            let Some(blocks_max) = room.checked_sub(EXTENT_HEADER_LEN).map(|room| room / BLOCK)
-            else {
+            if !self.runs.is_empty() {
+                if !self.put_run(&mut part)? {
+                    break;
+                }
+            } else if part.len() + HEAD_LEN_MAX > PART_LEN_MAX {
                 break;
-            };
-            if blocks_max == 0 {
+            } else if let Some(key) = self.chunks.pop_front() {
+                self.begin_chunk(&mut part, key);
+            } else {
                 break;
             }
-            let Some((key, run)) = self.next_run(blocks_max as u32) else { break };
-            let data = self.view.read(key, run.clone()).map_err(io::Error::other)?;
-            part.reserve(EXTENT_HEADER_LEN + data.len());
-            part.put_slice(&key.volume.to_bytes());
-            part.put_u32_le(key.index.0);
-            part.put_u32_le(run.start * BLOCK_SIZE as u32);
-            part.put_u32_le(data.len() as u32);
-            part.put_slice(&data);
         }
         Ok((!part.is_empty()).then(|| part.freeze()))
     }
@@ -73,47 +116,76 @@ impl SnapshotSource for Sender {
 /// Puts parts into shadow tables.
 pub(super) struct Receiver;
 
-/// A run of blocks as it travels.
+/// One piece of a part.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Extent {
-    pub key: ChunkKey,
-    pub offset: u32,
-    pub data: Bytes,
+pub(super) enum Record {
+    Chunk { key: ChunkKey, changed: u64, keep: Keep },
+    Blocks { key: ChunkKey, offset: u32, written: Vec<Written>, data: Bytes },
 }
 
 impl SnapshotSink for Receiver {
     fn put(&mut self, install: &Install, part: Bytes) -> io::Result<()> {
-        for extent in decode(part)? {
-            let Extent { key, offset, data } = extent;
-            install.put(key, offset, data).map_err(io::Error::other)?;
-        }
-        Ok(())
+        let put = |record: Record| match record {
+            Record::Chunk { key, changed, keep } => install.begin_chunk(key, changed, keep),
+            Record::Blocks { key, offset, written, data } => {
+                install.put(key, offset, &data, &written)
+            }
+        };
+        decode(part)?.into_iter().try_for_each(put).map_err(|error| match error {
+            StoreError::Invalid { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
+            other => io::Error::other(other),
+        })
     }
 }
 
-/// All extents of a part, or an error that names what is wrong with it.
-pub(super) fn decode(mut part: Bytes) -> io::Result<Vec<Extent>> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let mut extents = Vec::new();
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// All records of a part, or an error that names what is wrong with it.
+pub(super) fn decode(mut part: Bytes) -> io::Result<Vec<Record>> {
+    let mut records = Vec::new();
     while !part.is_empty() {
-        if part.len() < EXTENT_HEADER_LEN {
-            return Err(invalid(format!("snapshot part ends with {} stray bytes", part.len())));
-        }
-        let mut volume = [0; 16];
-        part.copy_to_slice(&mut volume);
-        let index = ChunkIndex(part.get_u32_le());
-        let (offset, len) = (part.get_u32_le(), part.get_u32_le());
-        let aligned = offset.is_multiple_of(BLOCK as u32) && len.is_multiple_of(BLOCK as u32);
-        if len == 0 || !aligned || u64::from(offset) + u64::from(len) > CHUNK_SIZE {
-            return Err(invalid(format!(
-                "snapshot extent {offset}+{len} is not blocks of a chunk"
-            )));
-        }
-        if len as usize > part.len() {
-            return Err(invalid(format!("snapshot extent of {len} bytes has {}", part.len())));
-        }
-        let key = ChunkKey { volume: VolumeId::from_bytes(volume), index };
-        extents.push(Extent { key, offset, data: part.split_to(len as usize) });
+        records.push(decode_record(&mut part)?);
     }
-    Ok(extents)
+    Ok(records)
+}
+
+/// The next `len` bytes.
+fn take(part: &mut Bytes, len: usize, what: &str) -> io::Result<Bytes> {
+    match len <= part.len() {
+        true => Ok(part.split_to(len)),
+        false => Err(invalid(format!("{what} of a snapshot: {len} bytes, {} left", part.len()))),
+    }
+}
+
+fn decode_record(part: &mut Bytes) -> io::Result<Record> {
+    let mut head = take(part, BLOCKS_HEAD_LEN, "record")?;
+    let kind = head.get_u8();
+    let mut volume = [0; 16];
+    head.copy_to_slice(&mut volume);
+    let index = ChunkIndex(head.get_u32_le());
+    let key = ChunkKey { volume: VolumeId::from_bytes(volume), index };
+    let keep = match kind {
+        KEEP_NOTHING => Keep::Nothing,
+        KEEP_ALL => Keep::All,
+        KEEP_BLOCKS => {
+            let mut bitmap = Box::new([0; Keep::BITMAP_LEN]);
+            take(part, Keep::BITMAP_LEN, "bitmap")?.copy_to_slice(&mut bitmap[..]);
+            Keep::Blocks(bitmap)
+        }
+        BLOCKS => {
+            let (first, count) = (head.get_u32_le(), head.get_u32_le());
+            let end = u64::from(first) + u64::from(count);
+            if count == 0 || end > BLOCKS_PER_CHUNK {
+                return Err(invalid(format!("{count} blocks from {first} on of a chunk of 1024")));
+            }
+            let mut stamps = take(part, count as usize * 4, "list of writes")?;
+            let written = (0..count).map(|_| Written(stamps.get_u32_le())).collect();
+            let data = take(part, count as usize * BLOCK, "data")?;
+            return Ok(Record::Blocks { key, offset: first * BLOCK as u32, written, data });
+        }
+        other => return Err(invalid(format!("record of kind {other} in a snapshot, not 0 to 3"))),
+    };
+    Ok(Record::Chunk { key, changed: head.get_u64_le(), keep })
 }

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use curve_store::{FormatOptions, Group, SimDisk, Store, StoreOptions, format};
+use curve_store::{
+    ChunkDelta, FormatOptions, Group, SimDisk, Store, StoreOptions, Written, format,
+};
 use curve_types::{
-    BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId,
+    BLOCK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId,
     VolumeId,
 };
 use curve_wire::chunk::{Writer, decode_reply};
@@ -23,7 +25,13 @@ struct Rig {
     _store: Store,
     group: Group,
     machine: BlockMachine,
+    /// Of the last command.
+    index: u64,
 }
+
+/// From one command's index to the next: several share the unit in which the store remembers when
+/// a block was written, and some do not.
+const STEP: u64 = 25;
 
 impl Rig {
     fn new() -> Self {
@@ -38,18 +46,31 @@ impl Rig {
         let (store, _) = Store::open(Arc::new(disk), StoreOptions::default()).expect("open");
         let group = store.create_group(CopysetId(1), Box::new(|_| {})).expect("create");
         let machine = BlockMachine::open(SharedState::default(), None).expect("empty");
-        Self { _store: store, group, machine }
+        Self { _store: store, group, machine, index: 0 }
     }
 
     fn run(&mut self, command: &Command) -> ChunkReply {
         let (header, payload) = command.encode();
-        let apply = self.group.begin_apply().expect("apply");
-        let answer = self.machine.apply(&apply, LogPosition::default(), header, payload);
+        self.index += STEP;
+        let apply = self.group.begin_apply(self.index).expect("apply");
+        let position = LogPosition { index: self.index, ..LogPosition::default() };
+        let answer = self.machine.apply(&apply, position, header, payload);
         decode_reply(&answer.expect("no disk error")).expect("an answer")
     }
 
     fn read(&self, key: ChunkKey) -> Bytes {
         self.group.read(key, 0, SPAN).expect("read")
+    }
+
+    /// All that is known of when chunks and their blocks were written.
+    fn history(&self) -> Vec<(ChunkKey, ChunkDelta, Vec<Written>)> {
+        let view = self.group.view().expect("view");
+        let of = |key: ChunkKey| {
+            let delta = view.delta(key, None);
+            let written = delta.runs.iter().flat_map(|run| view.written(key, run.clone()));
+            (key, delta.clone(), written.collect())
+        };
+        view.chunks().into_iter().map(of).collect()
     }
 }
 
@@ -211,7 +232,7 @@ fn a_deleted_volume_does_not_come_back() {
 #[test]
 fn malformed_commands_in_the_log_are_answered() {
     let mut rig = Rig::new();
-    let apply = rig.group.begin_apply().expect("apply");
+    let apply = rig.group.begin_apply(STEP).expect("apply");
     let answer =
         rig.machine.apply(&apply, LogPosition::default(), Bytes::from_static(b"x"), Bytes::new());
     let reply = decode_reply(&answer.expect("no disk error")).expect("an answer");
@@ -269,19 +290,28 @@ fn every_cut_of_a_state_is_refused() {
 
 #[test]
 fn nonsense_is_no_snapshot_part() {
-    let extent = |offset: u32, len: u32, data: usize| {
-        let header = [&[1; 16][..], &[0; 4], &offset.to_le_bytes(), &len.to_le_bytes()].concat();
-        Bytes::from([header, vec![0; data]].concat())
+    let record = |kind: u8, first: u32, count: u32, rest: usize| {
+        let key = [&[kind][..], &[1; 16], &[0; 4]].concat();
+        let blocks = [&first.to_le_bytes()[..], &count.to_le_bytes()].concat();
+        Bytes::from([key, blocks, vec![0; rest]].concat())
     };
-    assert_eq!(snapshot::decode(extent(0, 4096, 4096)).expect("valid").len(), 1);
-    for (offset, len, data) in [
-        (0, 0, 0),
-        (512, 4096, 4096),
-        (0, 100, 100),
-        (0, 8192, 4096),
-        (CHUNK_SIZE as u32, 4096, 4096),
+    for (kind, first, count, rest) in
+        [(0, 7, 7, 0), (1, 7, 7, 0), (2, 7, 7, 128), (3, 0, 1, 4100), (3, 1023, 1, 4100)]
+    {
+        let decoded = snapshot::decode(record(kind, first, count, rest)).expect("valid");
+        assert_eq!(decoded.len(), 1, "{kind} {first}+{count}");
+    }
+    for (kind, first, count, rest) in [
+        (2, 7, 7, 127),
+        (3, 0, 0, 0),
+        (3, 0, 1, 4099),
+        (3, 0, 2, 4100),
+        (3, 1024, 1, 4100),
+        (3, u32::MAX, u32::MAX, 4100),
+        (4, 0, 0, 0),
     ] {
-        assert!(snapshot::decode(extent(offset, len, data)).is_err(), "{offset}+{len}");
+        let error = snapshot::decode(record(kind, first, count, rest)).expect_err("nonsense");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{kind} {first}+{count}");
     }
     assert!(snapshot::decode(Bytes::from_static(b"short")).is_err());
 }
@@ -314,20 +344,25 @@ fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![40 => io, 4 => fence, 4 => revoke, 1 => delete]
 }
 
-/// Moves everything to another replica, as a Raft snapshot does.
-fn transfer(from: &Rig) -> Rig {
-    let mut to = Rig::new();
+/// Brings another replica up to date, as a Raft snapshot does; `since` is what it says it has. The
+/// answer is how many bytes that took.
+fn transfer(from: &Rig, to: &mut Rig, since: Option<u64>) -> io::Result<usize> {
     let view = from.group.view().expect("view");
     let mut source = from.machine.snapshot(view);
+    if let Some(since) = since {
+        source.since(since);
+    }
     let mut sink = to.machine.begin_install();
     let install = to.group.begin_install().expect("install");
+    let mut bytes = 0;
     while let Some(part) = source.next().expect("read") {
         assert!(part.len() <= 1 << 20);
-        sink.put(&install, part).expect("valid part");
+        bytes += part.len();
+        sink.put(&install, part)?;
     }
     let (sender, done) = mpsc::channel();
     let state = from.machine.state();
-    let position = LogPosition { term: 1, node: DeviceId::random(), index: 1 };
+    let position = LogPosition { term: 1, node: DeviceId::random(), index: from.index };
     install.commit(
         position,
         state.clone(),
@@ -337,7 +372,61 @@ fn transfer(from: &Rig) -> Rig {
     );
     done.recv().expect("called").expect("durable");
     to.machine.restore(state).expect("valid state");
-    to
+    to.index = from.index;
+    Ok(bytes)
+}
+
+fn write(index: u32, block: u32, fill: u8) -> Command {
+    Command::Write {
+        range: ChunkRange {
+            key: key(1, index),
+            offset: block * BLOCK_SIZE as u32,
+            len: BLOCK_SIZE as u32,
+        },
+        writer: Writer { session: SessionId(1), epoch: Epoch(1), seq: 1, floor: 0 },
+        data: Bytes::from(vec![fill; BLOCK_SIZE as usize]),
+    }
+}
+
+#[test]
+fn a_replica_that_was_away_is_sent_what_changed() {
+    let (mut rig, mut away) = (Rig::new(), Rig::new());
+    for seq in 0..600u32 {
+        let Command::Write { range, writer, data } = write(seq % 3, seq / 3, seq as u8) else {
+            unreachable!("it is a write")
+        };
+        let writer = Writer { seq: seq.into(), ..writer };
+        let command = Command::Write { range, writer, data };
+        for replica in [&mut rig, &mut away] {
+            replica.run(&command).expect("accepted");
+        }
+    }
+    let since = away.index;
+    for replica in [&mut rig, &mut away] {
+        replica.index += 1000;
+    }
+    let Command::Write { range, writer, data } = write(1, 5, 77) else {
+        unreachable!("it is a write")
+    };
+    rig.run(&Command::Write { range, writer: Writer { seq: 600, ..writer }, data })
+        .expect("accepted");
+
+    let all = transfer(&rig, &mut Rig::new(), None).expect("whole");
+    assert!(all > 600 * 4096, "{all} bytes");
+    // One block is new, and three share the unit of the last that the replica has.
+    let sent = transfer(&rig, &mut away, Some(since)).expect("fits");
+    assert!((4096..5 * 4100 + 600).contains(&sent), "{sent} bytes");
+    assert_eq!(away.history(), rig.history());
+    for index in 0..3 {
+        let read = |rig: &Rig| rig.group.read(key(1, index), 0, 200 * 4096).expect("read");
+        assert_eq!(read(&away), read(&rig), "chunk {index}");
+    }
+
+    // One that does not have what it says is told so, and stays what it is.
+    let mut blank = Rig::new();
+    let error = transfer(&rig, &mut blank, Some(since)).expect_err("nothing is there");
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(blank.history().is_empty());
 }
 
 proptest! {
@@ -347,12 +436,20 @@ proptest! {
     fn replicas_agree_with_the_model_and_with_each_other(
         before in prop::collection::vec(any_command(), 1..40),
         after in prop::collection::vec(any_command(), 0..20),
+        common in any::<prop::sample::Index>(),
     ) {
         let (mut rig, mut model) = (Rig::new(), Model::default());
         for command in &before {
             prop_assert_eq!(rig.run(command), model.run(command));
         }
-        let mut other = transfer(&rig);
+        let mut other = Rig::new();
+        let common = common.index(before.len() + 1);
+        for command in &before[..common] {
+            let _ = other.run(command);
+        }
+        let since = (common > 0).then_some(other.index);
+        transfer(&rig, &mut other, since).expect("fits");
+        prop_assert_eq!(rig.history(), other.history());
         for command in &after {
             let expected = model.run(command);
             prop_assert_eq!(&rig.run(command), &expected);

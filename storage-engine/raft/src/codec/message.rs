@@ -346,7 +346,32 @@ impl PartHead {
     }
 }
 
-/// The answer to `SNAPSHOT_BEGIN` and `SNAPSHOT_FINISH`: the receiver's vote.
+/// The answer to `SNAPSHOT_BEGIN`: the receiver's vote, and up to which index it has applied the
+/// log, if the sender may build on that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SnapshotBegun {
+    pub vote: Vote,
+    pub base: Option<u64>,
+}
+
+impl SnapshotBegun {
+    pub fn encode(&self) -> Bytes {
+        let mut out = reply();
+        put_vote(&mut out, &self.vote);
+        out.put_u8(u8::from(self.base.is_some()));
+        out.put_u64_le(self.base.unwrap_or(0));
+        out.freeze()
+    }
+
+    pub fn decode(mut reader: Reader) -> Result<Self, Malformed> {
+        let vote = reader.vote("receiver's vote")?;
+        let (has_base, base) = (reader.flag("base present")?, reader.u64("base")?);
+        reader.end()?;
+        Ok(Self { vote, base: has_base.then_some(base) })
+    }
+}
+
+/// The answer to `SNAPSHOT_FINISH`: the receiver's vote.
 pub(crate) fn encode_snapshot_reply(vote: &Vote) -> Bytes {
     let mut out = reply();
     put_vote(&mut out, vote);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use curve_store::{
     Apply, ChunkView, FormatOptions, Group, Install, LogPosition, SimDisk, Store, StoreOptions,
-    format_small,
+    Written, format_small,
 };
 use curve_types::{ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, VolumeId};
 use curve_wire::auth::Key;
@@ -132,7 +132,8 @@ impl SnapshotSink for Blocks {
         let index = ChunkIndex(part.get_u32_le());
         let offset = part.get_u32_le();
         let key = ChunkKey { volume: VolumeId::from_bytes(volume), index };
-        install.put(key, offset, part).map_err(io::Error::other)
+        let written = vec![Written::UNKNOWN; part.len() / 4096];
+        install.put(key, offset, &part, &written).map_err(io::Error::other)
     }
 }
 

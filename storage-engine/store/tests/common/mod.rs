@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use curve_store::{
-    Done, FormatOptions, LogEntry, LogPosition, RecoveredGroup, SimDisk, StateProvider, Store,
-    StoreError, StoreOptions, format_small,
+    Done, FormatOptions, Install, LogEntry, LogPosition, RecoveredGroup, SimDisk, StateProvider,
+    Store, StoreError, StoreOptions, Written, format_small,
 };
 use curve_types::{ChunkIndex, ChunkKey, ClusterId, DeviceId, VolumeId};
 
@@ -78,6 +78,12 @@ pub fn entry_of(term: u64, index: u64, payload: &[u8]) -> LogEntry {
 pub fn entry(term: u64, index: u64, len: usize) -> LogEntry {
     let payload: Vec<u8> = (0..len).map(|i| (i as u64 * 7 + index + term * 3) as u8).collect();
     entry_of(term, index, &payload)
+}
+
+/// Puts blocks into an install as if nobody knew when they were written.
+pub fn put(install: &Install, key: ChunkKey, offset: u32, data: Vec<u8>) -> Result<(), StoreError> {
+    let written = vec![Written::UNKNOWN; data.len() / 4096];
+    install.put(key, offset, &data.into(), &written)
 }
 
 pub fn chunk(volume: VolumeId, index: u32) -> ChunkKey {

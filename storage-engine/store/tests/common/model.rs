@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use curve_store::{
-    Apply, Done, Group, LogEntry, LogPosition, RecoveredGroup, SimDisk, StateProvider, Store,
+    Apply, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup, SimDisk, StateProvider, Store,
     StoreError, StoreOptions, Vote,
 };
 use curve_types::{ChunkKey, CopysetId, VolumeId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::{checkpoint, chunk, durable, node};
+use super::{checkpoint, chunk, durable, node, put};
 
 const CHUNKS: u32 = 3;
 const SPAN: u32 = 96 << 10;
@@ -56,6 +56,12 @@ impl Command {
             header: header.into(),
             payload: payload.into(),
         }
+    }
+
+    /// Whether it may change the block.
+    fn touches(&self, chunk: u32, block: u32) -> bool {
+        let blocks = self.offset / 4096..(self.offset + self.len).div_ceil(4096);
+        self.kind == 3 || (self.chunk == chunk && blocks.contains(&block))
     }
 
     fn data(&self) -> Vec<u8> {
@@ -395,17 +401,26 @@ impl Host {
         let index = history.len() - 1;
         let position = history[index].entry(index as u64).position;
         let install = group.begin_install()?;
-        for (number, bytes) in contents_after(&history).into_iter().enumerate() {
-            for (at, piece) in bytes.chunks(16_384).enumerate() {
-                if piece.iter().any(|b| *b != 0) {
-                    install.put(
-                        chunk(volume, number as u32),
-                        at as u32 * 16_384,
-                        Bytes::copy_from_slice(piece),
-                    )?;
+        let new = &history[machine.history.len()..];
+        let whole = self.rng.random_bool(0.3);
+        let view = group.view()?;
+        for (number, bytes) in (0..).zip(contents_after(&history)) {
+            let key = chunk(volume, number);
+            let touched = |block: u32| new.iter().any(|command| command.touches(number, block));
+            let old: Vec<u32> = view.block_ranges(key).into_iter().flatten().collect();
+            let kept: Vec<u32> = old.into_iter().filter(|b| !whole && !touched(*b)).collect();
+            let head = match kept.is_empty() || (0..1024).any(touched) {
+                true => (position.index, Keep::of_blocks(kept.iter().map(|block| *block as u16))),
+                false => (view.delta(key, None).changed, Keep::All),
+            };
+            install.begin_chunk(key, head.0, head.1)?;
+            for (block, piece) in (0..).zip(bytes.chunks(4096)) {
+                if piece.iter().any(|b| *b != 0) && !kept.contains(&block) {
+                    put(&install, key, block * 4096, piece.to_vec())?;
                 }
             }
         }
+        drop(view);
         if self.rng.random_bool(0.2) {
             return Ok(());
         }
@@ -546,7 +561,7 @@ impl Host {
 impl Machine {
     fn apply(&mut self, command: Command) -> Result<(), StoreError> {
         let position = command.entry(self.history.len() as u64).position;
-        let apply = self.group.begin_apply()?;
+        let apply = self.group.begin_apply(position.index)?;
         command.apply_to_store(&apply, self.volume, position)?;
         *self.state.0.lock().expect("lock") = Some(position);
         self.history.push(command);
