@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use curve_client::{CreateVolume, MdsClient, MdsError, MdsErrorKind};
-use curve_types::{ClusterId, VolumeId};
+use curve_types::{ClusterId, VolumeId, VolumeLimits};
 use curve_wire::proto;
 
 use super::{Connector, PoolSpace, VolumeError, VolumeInfo, VolumePage, VolumeService};
@@ -35,7 +35,8 @@ impl VolumeService for Mds {
     }
 
     async fn create(&self, name: &str, pool: &str, size: u64) -> Result<VolumeInfo, VolumeError> {
-        let volume = CreateVolume { name: name.to_owned(), pool: pool.to_owned(), size };
+        let (name, pool, limits) = (name.to_owned(), pool.to_owned(), VolumeLimits::default());
+        let volume = CreateVolume { name, pool, size, limits };
         volume_info(self.client.create_volume(volume).await.map_err(error)?)
     }
 

@@ -185,7 +185,12 @@ impl Cluster {
         };
         self.client.create_pool(pool).await?;
         self.wait_whole().await?;
-        let volume = CreateVolume { name: "v".into(), pool: "default".into(), size };
+        let volume = CreateVolume {
+            name: "v".into(),
+            pool: "default".into(),
+            size,
+            limits: Default::default(),
+        };
         self.client.create_volume(volume).await?;
         Ok(())
     }

@@ -6,9 +6,9 @@ mod export;
 use anyhow::Result;
 use clap::Subcommand;
 use curve_client::{CreateVolume, MdsClient};
-use curve_types::{ByteSize, Epoch};
+use curve_types::{ByteSize, Epoch, LimitKind, VolumeLimits};
 use curve_wire::proto;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
@@ -100,7 +100,14 @@ pub fn run(args: Args) -> Result<()> {
         let mds = cluster.connect()?;
         match verb {
             Verb::Create { name, size, pool } => {
-                let volume = mds.create_volume(CreateVolume { name, pool, size: size.0 }).await?;
+                let volume = mds
+                    .create_volume(CreateVolume {
+                        name,
+                        pool,
+                        size: size.0,
+                        limits: VolumeLimits::default(),
+                    })
+                    .await?;
                 print_one(format, &volume)
             }
             Verb::List => list(format, &mds).await,
@@ -160,6 +167,10 @@ fn print_one(format: Format, volume: &proto::Volume) -> Result<()> {
             if !attached.is_empty() {
                 text += &format!("\nattached to  {attached}");
             }
+            let limits = limits(volume);
+            if limits != VolumeLimits::default() {
+                text += &format!("\nlimits       {}", limits_text(limits));
+            }
             if !volume.published_nodes.is_empty() {
                 text += &format!("\npublished to {}", volume.published_nodes.join(", "));
             }
@@ -188,7 +199,31 @@ fn volume_json(volume: &proto::Volume) -> Value {
         "published_nodes": volume.published_nodes,
         "created_unix_ms": volume.created_unix_ms,
         "deleting": volume.deleting,
+        "limits": limits_json(limits(volume)),
     })
+}
+
+fn limits(volume: &proto::Volume) -> VolumeLimits {
+    volume.limits.unwrap_or_default().into()
+}
+
+/// Only those that there are.
+fn limits_text(limits: VolumeLimits) -> String {
+    let set = limits.named().into_iter().filter(|(_, _, value)| *value != 0);
+    let each = set.map(|(name, kind, value)| {
+        let name = name.replace('_', "-");
+        match kind {
+            LimitKind::BytesPerSecond => format!("{name} {}", ByteSize(value)),
+            LimitKind::Iops | LimitKind::BurstSeconds => format!("{name} {value}"),
+        }
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// All, 0 where there is none.
+fn limits_json(limits: VolumeLimits) -> Value {
+    let each = limits.named().into_iter().map(|(name, _, value)| (name.to_owned(), json!(value)));
+    Value::Object(each.collect::<Map<_, _>>())
 }
 
 /// The name under which this machine's command line attaches volumes: not the machine's own, which
