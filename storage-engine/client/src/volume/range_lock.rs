@@ -38,15 +38,16 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
 }
 
 impl RangeLock {
-    /// Waits until no earlier range overlaps this one. The place in the queue is taken at the
-    /// first poll.
-    pub async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
+    /// Waits until no earlier range overlaps this one. The place in the queue is taken by the call.
+    pub fn lock(&self, range: Range<u64>) -> impl Future<Output = RangeGuard<'_>> {
         let (guard, granted) = self.enqueue(range);
-        if let Some(granted) = granted {
-            // An error would mean that the entry vanished, which only the guard's drop does.
-            let _ = granted.await;
+        async move {
+            if let Some(granted) = granted {
+                // An error would mean that the entry vanished, which only the guard's drop does.
+                let _ = granted.await;
+            }
+            guard
         }
-        guard
     }
 
     fn enqueue(&self, range: Range<u64>) -> (RangeGuard<'_>, Option<oneshot::Receiver<()>>) {
