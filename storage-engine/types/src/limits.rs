@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ByteSize;
+
 /// Limits of one attachment of a volume. 0 is no limit, and a volume that nobody limited has none.
 ///
 /// The shape is that of QEMU's throttle groups and of Ceph's `rbd_qos_*`, with one depth for all
@@ -44,12 +46,12 @@ pub enum LimitKind {
 }
 
 /// Why a value is no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("is {value}: expected 0 (unlimited) or a number from {min} to {max}")]
-pub struct LimitError {
-    value: u64,
-    min: u64,
-    max: u64,
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LimitError {
+    #[error("is {value}: expected 0 (unlimited) or a number from {min} to {max}")]
+    Range { value: u64, min: u64, max: u64 },
+    #[error("is {text:?}: expected {expected}, or 0 or unlimited")]
+    Text { text: String, expected: &'static str },
 }
 
 impl LimitKind {
@@ -65,8 +67,27 @@ impl LimitKind {
         };
         match value == 0 || (min..=max).contains(&value) {
             true => Ok(()),
-            false => Err(LimitError { value, min, max }),
+            false => Err(LimitError::Range { value, min, max }),
         }
+    }
+}
+
+impl LimitKind {
+    /// Reads a limit as people write it: `500`, `100Mi`, `unlimited`.
+    pub fn parse(self, text: &str) -> Result<u64, LimitError> {
+        let value = match (self, text) {
+            (_, "unlimited") => Some(0),
+            (Self::BytesPerSecond, _) => text.parse().ok().map(|size: ByteSize| size.0),
+            (Self::Iops | Self::BurstSeconds, _) => text.parse().ok(),
+        };
+        let expected = match self {
+            Self::Iops => "a number per second, for example 500",
+            Self::BytesPerSecond => "bytes per second, for example 100Mi",
+            Self::BurstSeconds => "a number of seconds, for example 30",
+        };
+        let value = value.ok_or_else(|| LimitError::Text { text: text.to_owned(), expected })?;
+        self.check(value)?;
+        Ok(value)
     }
 }
 
