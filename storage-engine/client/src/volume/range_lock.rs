@@ -107,6 +107,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_range_has_its_place_from_the_call_on() {
+        let lock = RangeLock::default();
+        let first = lock.lock(0..10);
+        let mut second = Box::pin(lock.lock(5..15));
+        assert!(second.as_mut().now_or_never().is_none(), "the first was called earlier");
+        drop(first);
+        drop(second.now_or_never().expect("nothing overlaps any more"));
+        assert!(lock.0.lock().expect("unpoisoned").entries.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_waiter_that_gives_up_lets_the_next_through() {
         let lock = RangeLock::default();
         let first = lock.lock(0..10).await;

@@ -22,16 +22,19 @@ pub struct LimitArgs {
     /// Reads and writes per second, together.
     #[arg(long, value_name = "N", value_parser = iops)]
     iops: Option<u64>,
+    /// Reads per second.
     #[arg(long, value_name = "N", value_parser = iops)]
     read_iops: Option<u64>,
-    /// A discard or a write of zeroes counts as one write of no bytes.
+    /// Writes per second; a discard or a write of zeroes is one of no bytes.
     #[arg(long, value_name = "N", value_parser = iops)]
     write_iops: Option<u64>,
     /// Bytes read and written per second, together: for example 100Mi.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     bytes_per_second: Option<u64>,
+    /// Bytes read per second.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     read_bytes_per_second: Option<u64>,
+    /// Bytes written per second.
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     write_bytes_per_second: Option<u64>,
     /// What an idle volume does not use is kept for so long; 0: for a tenth of a second.
