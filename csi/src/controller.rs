@@ -6,6 +6,7 @@ pub mod expand_volume;
 pub mod get_capacity;
 pub mod get_volume;
 pub mod list_volumes;
+pub mod modify_volume;
 pub mod nodes;
 pub mod publish_volume;
 pub mod unpublish_volume;
@@ -86,7 +87,7 @@ fn to_csi(
     }
 }
 
-/// Implements the service. Snapshots and modification stay unimplemented and unadvertised.
+/// Implements the service. Snapshots stay unimplemented and unadvertised.
 pub struct ControllerService {
     rpcs: Rpcs,
     context: Arc<Context>,
@@ -99,7 +100,7 @@ impl ControllerService {
 }
 
 /// What is implemented.
-const CAPABILITIES: [Capability; 9] = [
+const CAPABILITIES: [Capability; 10] = [
     Capability::CreateDeleteVolume,
     Capability::PublishUnpublishVolume,
     Capability::PublishReadonly,
@@ -109,6 +110,7 @@ const CAPABILITIES: [Capability; 9] = [
     Capability::GetVolume,
     Capability::ExpandVolume,
     Capability::SingleNodeMultiWriter,
+    Capability::ModifyVolume,
 ];
 
 /// An RPC that changes a volume: `KEY` is the field whose value operations queue for.
@@ -162,6 +164,13 @@ impl Controller for ControllerService {
         request: Request<csi::ControllerExpandVolumeRequest>,
     ) -> Result<Response<csi::ControllerExpandVolumeResponse>, Status> {
         change!(self, request, "ControllerExpandVolume", volume_id, expand_volume::expand_volume)
+    }
+
+    async fn controller_modify_volume(
+        &self,
+        request: Request<csi::ControllerModifyVolumeRequest>,
+    ) -> Result<Response<csi::ControllerModifyVolumeResponse>, Status> {
+        change!(self, request, "ControllerModifyVolume", volume_id, modify_volume::modify_volume)
     }
 
     async fn validate_volume_capabilities(
@@ -241,13 +250,6 @@ impl Controller for ControllerService {
         _request: Request<csi::GetSnapshotRequest>,
     ) -> Result<Response<csi::GetSnapshotResponse>, Status> {
         Err(unimplemented_yet("GetSnapshot"))
-    }
-
-    async fn controller_modify_volume(
-        &self,
-        _request: Request<csi::ControllerModifyVolumeRequest>,
-    ) -> Result<Response<csi::ControllerModifyVolumeResponse>, Status> {
-        Err(unimplemented_yet("ControllerModifyVolume"))
     }
 }
 

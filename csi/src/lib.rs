@@ -14,6 +14,7 @@ pub mod error;
 pub mod handle;
 pub mod health;
 pub mod identity;
+pub mod limits;
 pub mod node;
 pub mod parameters;
 pub mod registration;

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
+use curve_types::LimitsChange;
+
 use crate::error::CsiError;
 use crate::handle::ClusterName;
+use crate::limits;
 
 /// Key of the parameter, and of the volume context that remembers it.
 pub const CLUSTER: &str = "cluster";
@@ -12,13 +15,14 @@ pub const POOL: &str = "pool";
 /// The pool that a cluster has when nobody made one.
 const POOL_DEFAULT: &str = "default";
 /// Keys that Kubernetes adds by itself.
-const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
+pub const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
 
 /// What a StorageClass says about a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parameters {
     pub cluster: ClusterName,
     pub pool: String,
+    pub limits: LimitsChange,
 }
 
 impl Parameters {
@@ -28,24 +32,27 @@ impl Parameters {
         let mut unknown: Vec<&str> = map
             .keys()
             .map(String::as_str)
-            .filter(|key| ![CLUSTER, POOL].contains(key) && !key.starts_with(KUBERNETES_PREFIX))
+            .filter(|key| ![CLUSTER, POOL].contains(key) && !limits::is_limit(key))
+            .filter(|key| !key.starts_with(KUBERNETES_PREFIX))
             .collect();
         unknown.sort_unstable();
         if !unknown.is_empty() {
             let reason = format!(
                 "unknown parameter {}; known are {CLUSTER} (NAMESPACE/NAME of the CurveCluster), \
-                 {POOL} (default {POOL_DEFAULT}) and {KUBERNETES_PREFIX}*",
-                unknown.join(", ")
+                 {POOL} (default {POOL_DEFAULT}), {} and {KUBERNETES_PREFIX}*",
+                unknown.join(", "),
+                limits::known()
             );
             return Err(CsiError::invalid("parameters", reason));
         }
+        let limits = limits::parse("parameters", map)?;
         let Some(cluster) = map.get(CLUSTER) else { return Ok(None) };
         let cluster = parse_cluster("parameters", cluster)?;
         let pool = map.get(POOL).map_or(POOL_DEFAULT, String::as_str);
         if pool.is_empty() {
             return Err(CsiError::invalid("parameters", "pool is empty: name one or leave it out"));
         }
-        Ok(Some(Self { cluster, pool: pool.to_owned() }))
+        Ok(Some(Self { cluster, pool: pool.to_owned(), limits }))
     }
 
     /// As `parse`, where a cluster must be named.

@@ -6,7 +6,7 @@ pub mod mds;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use curve_types::{ClusterId, VolumeId};
+use curve_types::{ClusterId, LimitsChange, VolumeId, VolumeLimits};
 use thiserror::Error;
 
 use crate::capability::Sharing;
@@ -24,6 +24,7 @@ pub struct VolumeInfo {
     pub nodes: Vec<String>,
     /// On its way out: it can only be deleted again.
     pub deleting: bool,
+    pub limits: VolumeLimits,
 }
 
 /// Volumes in the order of their names.
@@ -73,13 +74,25 @@ pub trait VolumeService: Send + Sync {
     /// Which cluster answers there.
     async fn cluster_id(&self) -> Result<ClusterId, VolumeError>;
     /// The existing volume if it has the same properties, `Exists` if it has others.
-    async fn create(&self, name: &str, pool: &str, size: u64) -> Result<VolumeInfo, VolumeError>;
+    async fn create(
+        &self,
+        name: &str,
+        pool: &str,
+        size: u64,
+        limits: VolumeLimits,
+    ) -> Result<VolumeInfo, VolumeError>;
     async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError>;
     async fn get_by_name(&self, name: &str) -> Result<VolumeInfo, VolumeError>;
     /// At most `limit` volumes whose names are greater than `after`.
     async fn list(&self, after: &str, limit: u32) -> Result<VolumePage, VolumeError>;
     /// Grows the volume to `size` bytes.
     async fn resize(&self, id: VolumeId, size: u64) -> Result<VolumeInfo, VolumeError>;
+    /// Limits that the change does not name stay.
+    async fn set_limits(
+        &self,
+        id: VolumeId,
+        change: LimitsChange,
+    ) -> Result<VolumeInfo, VolumeError>;
     /// Done if the volume is absent.
     async fn delete(&self, id: VolumeId) -> Result<(), VolumeError>;
     /// Lets `node` attach the volume.

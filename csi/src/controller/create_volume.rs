@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use csi_proto::csi::v1::{CreateVolumeRequest, CreateVolumeResponse, TopologyRequirement};
-use curve_types::ByteSize;
+use curve_types::{ByteSize, LimitsChange, VolumeLimits};
 use sha2::{Digest, Sha256};
 
 use super::{Context, to_csi, topology};
@@ -11,6 +11,7 @@ use crate::capability::Access;
 use crate::clusters::Cluster;
 use crate::error::CsiError;
 use crate::handle::VolumeHandle;
+use crate::limits;
 use crate::parameters::{CLUSTER, Parameters};
 use crate::size::SizeRange;
 use crate::volumes::{VolumeError, VolumeInfo};
@@ -21,8 +22,17 @@ const NAME_MAX: usize = 128;
 struct Plan {
     name: String,
     parameters: Parameters,
+    /// Of the VolumeAttributesClass: above those of the StorageClass.
+    mutable: LimitsChange,
     range: SizeRange,
     size: u64,
+}
+
+impl Plan {
+    /// What becomes of a volume's limits.
+    fn limits(&self, before: VolumeLimits) -> VolumeLimits {
+        self.mutable.apply_to(self.parameters.limits.apply_to(before))
+    }
 }
 
 pub async fn create_volume(
@@ -44,16 +54,13 @@ fn plan(request: &CreateVolumeRequest) -> Result<Plan, CsiError> {
         let reason = "volumes are made empty: snapshots and clones are not supported";
         return Err(CsiError::invalid("volume_content_source", reason));
     }
-    if let Some(key) = request.mutable_parameters.keys().next() {
-        let reason = format!("{key} is not known: this driver has no mutable parameters");
-        return Err(CsiError::invalid("mutable_parameters", reason));
-    }
+    let mutable = limits::parse_mutable(&request.mutable_parameters)?;
     check_topology(request.accessibility_requirements.as_ref())?;
     let parameters = Parameters::require(&request.parameters)?;
     let range = SizeRange::parse(request.capacity_range)?;
     let fs_type = accesses.iter().find_map(Access::fs_type).map(|fs_type| fs_type.as_str());
     let size = range.plan_create(fs_type)?;
-    Ok(Plan { name: engine_name(&request.name), parameters, range, size })
+    Ok(Plan { name: engine_name(&request.name), parameters, mutable, range, size })
 }
 
 fn check_name(name: &str) -> Result<(), CsiError> {
@@ -101,7 +108,8 @@ async fn create_or_find(
     let created = context
         .clusters
         .call(cluster, "create the volume", |service| async move {
-            service.create(&plan.name, &plan.parameters.pool, plan.size).await
+            let limits = plan.limits(VolumeLimits::default());
+            service.create(&plan.name, &plan.parameters.pool, plan.size, limits).await
         })
         .await;
     let found = match created {
@@ -126,6 +134,8 @@ fn check_existing(plan: &Plan, found: &VolumeInfo) -> Result<(), CsiError> {
         format!("in pool {} instead of {}", found.pool, plan.parameters.pool)
     } else if !plan.range.contains(found.size) {
         format!("with {} instead of {}", ByteSize(found.size), ByteSize(plan.size))
+    } else if plan.limits(found.limits) != found.limits {
+        format!("with limits {} instead of {}", found.limits, plan.limits(found.limits))
     } else {
         return Ok(());
     };

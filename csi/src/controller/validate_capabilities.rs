@@ -6,6 +6,7 @@ use csi_proto::csi::v1::{ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabi
 use super::{Context, require_volume_id};
 use crate::capability::Access;
 use crate::error::CsiError;
+use crate::limits;
 use crate::parameters::Parameters;
 use crate::volumes::VolumeInfo;
 
@@ -25,7 +26,7 @@ pub async fn validate(
                 volume_context: request.volume_context,
                 volume_capabilities: request.volume_capabilities,
                 parameters: request.parameters,
-                mutable_parameters: Default::default(),
+                mutable_parameters: request.mutable_parameters,
             }),
             message: String::new(),
         },
@@ -36,8 +37,8 @@ fn objection(request: &ValidateVolumeCapabilitiesRequest, info: &VolumeInfo) -> 
     if let Err(error) = Access::parse_all(&request.volume_capabilities) {
         return Some(error.to_string());
     }
-    if let Some(key) = request.mutable_parameters.keys().next() {
-        return Some(format!("{key} is not a mutable parameter of this driver"));
+    if let Err(error) = limits::parse_mutable(&request.mutable_parameters) {
+        return Some(error.to_string());
     }
     match Parameters::parse(&request.parameters) {
         Err(error) => Some(error.to_string()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use curve_client::{CreateVolume, MdsClient, MdsError, MdsErrorKind};
-use curve_types::{ClusterId, VolumeId};
+use curve_types::{ClusterId, LimitsChange, VolumeId, VolumeLimits};
 use curve_wire::proto;
 
 use super::{Connector, PoolSpace, VolumeError, VolumeInfo, VolumePage, VolumeService};
@@ -34,8 +34,15 @@ impl VolumeService for Mds {
         id("cluster_id", &status.cluster_id).map(ClusterId::from_bytes)
     }
 
-    async fn create(&self, name: &str, pool: &str, size: u64) -> Result<VolumeInfo, VolumeError> {
-        let volume = CreateVolume { name: name.to_owned(), pool: pool.to_owned(), size };
+    async fn create(
+        &self,
+        name: &str,
+        pool: &str,
+        size: u64,
+        limits: VolumeLimits,
+    ) -> Result<VolumeInfo, VolumeError> {
+        let (name, pool) = (name.to_owned(), pool.to_owned());
+        let volume = CreateVolume { name, pool, size, limits };
         volume_info(self.client.create_volume(volume).await.map_err(error)?)
     }
 
@@ -55,6 +62,14 @@ impl VolumeService for Mds {
 
     async fn resize(&self, id: VolumeId, size: u64) -> Result<VolumeInfo, VolumeError> {
         volume_info(self.client.resize_volume(id, size).await.map_err(error)?)
+    }
+
+    async fn set_limits(
+        &self,
+        id: VolumeId,
+        change: LimitsChange,
+    ) -> Result<VolumeInfo, VolumeError> {
+        volume_info(self.client.set_volume_limits(id, change).await.map_err(error)?)
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), VolumeError> {
@@ -103,6 +118,7 @@ fn volume_info(volume: proto::Volume) -> Result<VolumeInfo, VolumeError> {
         size: volume.size,
         nodes: volume.published_nodes,
         deleting: volume.deleting,
+        limits: volume.limits.unwrap_or_default().into(),
     })
 }
 

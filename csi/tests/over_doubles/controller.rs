@@ -2,10 +2,12 @@
 
 use csi_proto::csi::v1::volume_capability::access_mode::Mode;
 use csi_proto::csi::v1::{
-    ControllerExpandVolumeRequest, ControllerPublishVolumeRequest,
+    ControllerExpandVolumeRequest, ControllerModifyVolumeRequest, ControllerPublishVolumeRequest,
     ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, GetCapacityRequest,
-    ListVolumesRequest, Topology, TopologyRequirement, VolumeContentSource,
+    ListVolumesRequest, Topology, TopologyRequirement, ValidateVolumeCapabilitiesRequest,
+    VolumeContentSource,
 };
+use curve_types::VolumeLimits;
 use tonic::Code;
 
 use crate::doubles::{CLUSTER, Driver, MIB, NODE, VOLUMES_MAX, block, create_request, mount};
@@ -48,6 +50,13 @@ async fn a_bad_request_is_refused_by_the_name_of_what_is_bad() {
         (parameter("replcas", "3"), Code::InvalidArgument, "replcas"),
         (parameter("cluster", "curve/dmeo"), Code::InvalidArgument, "known are curve/demo"),
         (parameter("pool", "fast"), Code::NotFound, "default"),
+        (parameter("iops", "fast"), Code::InvalidArgument, "iops is \"fast\""),
+        (parameter("bytesPerSecond", "1Ki"), Code::InvalidArgument, "bytesPerSecond is 1024"),
+        (
+            with(&|r| _ = r.mutable_parameters.insert("pool".into(), "fast".into())),
+            Code::InvalidArgument,
+            "pool cannot be changed",
+        ),
         (with(&|r| r.parameters.clear()), Code::InvalidArgument, "cluster is missing"),
         (
             with(&|r| r.volume_content_source = Some(VolumeContentSource::default())),
@@ -232,4 +241,74 @@ async fn expansion_answers_the_size_that_the_volume_has() {
         assert_eq!(answer.capacity_bytes as u64, size);
         assert!(answer.node_expansion_required);
     }
+}
+
+fn map(pairs: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[tokio::test]
+async fn limits_come_from_the_storage_class_and_above_it_the_attributes_class() {
+    let mut driver = Driver::start();
+    let mut request = create_request("pvc-1", MIB, block(Mode::SingleNodeWriter));
+    request.parameters.extend(map(&[("iops", "1000"), ("writeIops", "100")]));
+    request.mutable_parameters = map(&[("writeIops", "50"), ("bytesPerSecond", "200Mi")]);
+    let id = driver.create(request.clone()).await;
+    let expected = VolumeLimits {
+        iops: 1000,
+        write_iops: 50,
+        bytes_per_second: 200 << 20,
+        ..Default::default()
+    };
+    assert_eq!(driver.agent.limits(), expected);
+    assert_eq!(driver.create(request.clone()).await, id, "the same volume");
+    request.mutable_parameters = map(&[("writeIops", "60")]);
+    let error = driver.controller.create_volume(request).await.expect_err("other limits");
+    assert_eq!(error.code(), Code::AlreadyExists);
+    assert!(error.message().contains("instead of iops 1000, write_iops 60"), "{}", error.message());
+}
+
+#[tokio::test]
+async fn an_attributes_class_changes_what_it_names_and_nothing_else() {
+    let mut driver = Driver::start();
+    let mut request = create_request("pvc-1", MIB, block(Mode::SingleNodeWriter));
+    request.parameters.extend(map(&[("iops", "1000"), ("writeIops", "100")]));
+    let id = driver.create(request).await;
+    let modify = |volume_id: &str, pairs: &[(&str, &str)]| ControllerModifyVolumeRequest {
+        volume_id: volume_id.to_owned(),
+        mutable_parameters: map(pairs),
+        ..Default::default()
+    };
+    let gold = [("writeIops", "unlimited"), ("burstSeconds", "30")];
+    for _ in 0..2 {
+        let done = driver.controller.controller_modify_volume(modify(&id, &gold)).await;
+        done.expect("modified");
+        let expected = VolumeLimits { iops: 1000, burst_seconds: 30, ..Default::default() };
+        assert_eq!(driver.agent.limits(), expected);
+    }
+    let before = driver.agent.limits();
+    let cases = [
+        (modify("", &gold), Code::InvalidArgument, "volume_id"),
+        (modify("nothing", &gold), Code::NotFound, "volume"),
+        (modify(&id, &[("iops", "5"), ("wriopts", "5")]), Code::InvalidArgument, "wriopts cannot"),
+        (modify(&id, &[("iops", "5"), ("readIops", "x")]), Code::InvalidArgument, "readIops is"),
+    ];
+    for (request, code, words) in cases {
+        let error = driver.controller.controller_modify_volume(request).await.expect_err(words);
+        assert_eq!(error.code(), code, "{}", error.message());
+        assert!(error.message().contains(words), "{}", error.message());
+    }
+    assert_eq!(driver.agent.limits(), before, "a refused request changes nothing");
+
+    let validate = |pairs: &[(&str, &str)]| ValidateVolumeCapabilitiesRequest {
+        volume_id: id.clone(),
+        volume_capabilities: vec![block(Mode::SingleNodeWriter)],
+        mutable_parameters: map(pairs),
+        ..Default::default()
+    };
+    let answer = driver.controller.validate_volume_capabilities(validate(&gold)).await;
+    let confirmed = answer.expect("asked").into_inner().confirmed.expect("confirmed");
+    assert_eq!(confirmed.mutable_parameters, map(&gold));
+    let answer = driver.controller.validate_volume_capabilities(validate(&[("x", "1")])).await;
+    assert!(answer.expect("asked").into_inner().confirmed.is_none());
 }

@@ -31,7 +31,7 @@ use curve_csi::server::{self, Reach};
 use curve_csi::volumes::{
     Connector, PoolSpace, VolumeError, VolumeInfo, VolumePage, VolumeService,
 };
-use curve_types::{ClusterId, VolumeId};
+use curve_types::{ClusterId, LimitsChange, VolumeId, VolumeLimits};
 use curve_wire::pki::Identity;
 use tonic::transport::{Channel, Endpoint, Server};
 
@@ -97,13 +97,19 @@ impl VolumeService for MemoryMds {
         Err(VolumeError::Failed("the connection names the cluster".to_owned()))
     }
 
-    async fn create(&self, name: &str, pool: &str, size: u64) -> Result<VolumeInfo, VolumeError> {
+    async fn create(
+        &self,
+        name: &str,
+        pool: &str,
+        size: u64,
+        limits: VolumeLimits,
+    ) -> Result<VolumeInfo, VolumeError> {
         if pool != "default" {
             return Err(VolumeError::Missing(format!("pool is {pool:?}: expected one of default")));
         }
         let mut volumes = self.volumes.lock().expect("not poisoned");
         if let Some(found) = volumes.values().find(|volume| volume.name == name) {
-            let same = found.size == size;
+            let same = (found.size, found.limits) == (size, limits);
             return if same { Ok(found.clone()) } else { Err(VolumeError::Exists("other".into())) };
         }
         if volumes.values().map(|volume| volume.size).sum::<u64>() + size > POOL_CAPACITY {
@@ -116,6 +122,7 @@ impl VolumeService for MemoryMds {
             size,
             nodes: Vec::new(),
             deleting: false,
+            limits,
         };
         volumes.insert(info.id, info.clone());
         Ok(info)
@@ -145,6 +152,17 @@ impl VolumeService for MemoryMds {
     async fn resize(&self, id: VolumeId, size: u64) -> Result<VolumeInfo, VolumeError> {
         self.with(id, |volume| {
             volume.size = size;
+            volume.clone()
+        })
+    }
+
+    async fn set_limits(
+        &self,
+        id: VolumeId,
+        change: LimitsChange,
+    ) -> Result<VolumeInfo, VolumeError> {
+        self.with(id, |volume| {
+            volume.limits = change.apply_to(volume.limits);
             volume.clone()
         })
     }
@@ -246,6 +264,12 @@ impl LoopAgent {
     pub fn device(&self) -> Option<PathBuf> {
         let attached = self.attached.lock().expect("not poisoned");
         attached.values().next().map(|attachment| attachment.device.clone())
+    }
+
+    /// Limits of the one volume, as the MDS has them.
+    pub fn limits(&self) -> VolumeLimits {
+        let volumes = self.mds.volumes.lock().expect("not poisoned");
+        volumes.values().next().expect("a volume").limits
     }
 
     /// Loses all state, as a wiped state directory would; the devices stay.

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use curve_client::{
     Volume,
 };
 use curve_mds::MdsOptions;
-use curve_types::ByteSize;
+use curve_types::{ByteSize, LimitsChange};
 use curve_wire::auth::Key;
 use curve_wire::pki::{Authority, CLUSTER_KEY_FILE, Identity, Role};
 use curve_wire::proto::{FailureDomain, Health};
@@ -185,7 +187,12 @@ impl Cluster {
         };
         self.client.create_pool(pool).await?;
         self.wait_whole().await?;
-        let volume = CreateVolume { name: "v".into(), pool: "default".into(), size };
+        let volume = CreateVolume {
+            name: "v".into(),
+            pool: "default".into(),
+            size,
+            limits: Default::default(),
+        };
         self.client.create_volume(volume).await?;
         Ok(())
     }
@@ -361,5 +368,101 @@ async fn one_of_two_nodes_that_share_a_volume_is_fenced_alone() -> Result<()> {
     ensure!(other.read(0, 4096).await? == fill(1, 4096));
     let found = mds.get_volume("v").await?;
     ensure!(found.sessions.len() == 1 && found.published_nodes == ["b"]);
+    Ok(())
+}
+
+/// Four writers of 4 KiB each, until the volume ends. Counts what they have written.
+fn write_on_and_on(volume: &Volume) -> Arc<AtomicU64> {
+    let written = Arc::new(AtomicU64::new(0));
+    for writer in 0..4 {
+        let (volume, written) = (volume.clone(), written.clone());
+        tokio::spawn(async move {
+            while volume.write(writer << 22, fill(1, 4096)).await.is_ok() {
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    written
+}
+
+/// By how much the counter's rate over some seconds differs from the expected one.
+async fn deviation(counter: &AtomicU64, expected: f64) -> f64 {
+    let (began, before) = (Instant::now(), counter.load(Ordering::Relaxed));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let counted = counter.load(Ordering::Relaxed) - before;
+    (counted as f64 / began.elapsed().as_secs_f64() / expected - 1.0).abs()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_keeps_to_its_limits_and_to_changed_ones_while_it_is_written() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.start_three().await?;
+    cluster.pool_and_volume(32 << 20).await?;
+    let mds = &cluster.client;
+    let limit = LimitsChange { write_iops: Some(60), ..Default::default() };
+    mds.set_volume_limits("v", limit).await?;
+    // Set before it is attached: from the first write on.
+    let volume = cluster.attach(false).await?;
+    let written = write_on_and_on(&volume);
+    let off = deviation(&written, 60.0).await;
+    ensure!(off < 0.15, "{off} off 60 writes/s");
+
+    // While writes wait; the renewal that would tell the client by itself is due every ten seconds.
+    for iops in [20, 80] {
+        let limit = LimitsChange { write_iops: Some(iops), ..Default::default() };
+        mds.set_volume_limits("v", limit).await?;
+        volume.refresh_size().await?;
+        let off = deviation(&written, iops as f64).await;
+        ensure!(off < 0.15, "{off} off {iops} writes/s");
+    }
+
+    // Reads are not held up by a limit of writes, and bytes are counted too.
+    let began = Instant::now();
+    for _ in 0..100 {
+        volume.read(0, 4096).await?;
+    }
+    ensure!(began.elapsed() < Duration::from_secs(3), "{:?} for 100 reads", began.elapsed());
+    let bytes = LimitsChange { read_bytes_per_second: Some(4 << 20), ..Default::default() };
+    mds.set_volume_limits("v", bytes).await?;
+    volume.refresh_size().await?;
+    let began = Instant::now();
+    for _ in 0..16 {
+        volume.read(0, 1 << 20).await?;
+    }
+    let rate = f64::from(16 << 20) / began.elapsed().as_secs_f64();
+    // The first passes at once, on credit, and the last need not be paid for.
+    let off = (rate / f64::from(4 << 20) / 16.0 * 15.0 - 1.0).abs();
+    ensure!(off < 0.15, "{rate} bytes/s of 4 MiB/s");
+
+    // A volume that ends does not keep those who wait.
+    let slow = LimitsChange { write_iops: Some(1), ..Default::default() };
+    mds.set_volume_limits("v", slow).await?;
+    volume.refresh_size().await?;
+    let waiting = tokio::spawn({
+        let volume = volume.clone();
+        async move { volume.write(0, fill(3, 4096)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    volume.close();
+    let ended = tokio::time::timeout(Duration::from_millis(500), waiting).await??;
+    ensure!(ended == Err(BlockError::Closed));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_learns_its_limits_by_its_renewal_alone() -> Result<()> {
+    let mut cluster = Cluster::start().await?;
+    cluster.start_three().await?;
+    cluster.pool_and_volume(32 << 20).await?;
+    let volume = cluster.attach(false).await?;
+    let limit = LimitsChange { iops: Some(20), ..Default::default() };
+    cluster.client.set_volume_limits("v", limit).await?;
+    let written = write_on_and_on(&volume);
+    // A third of the lease, and a second for a busy machine.
+    let renewal = Duration::from_millis(volume.session().lease_ms / 3);
+    tokio::time::sleep(renewal + Duration::from_secs(1)).await;
+    let off = deviation(&written, 20.0).await;
+    ensure!(off < 0.15, "{off} off 20 writes/s");
+    volume.close();
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use curve_types::{Epoch, PoolId, SessionId, VolumeId};
+use curve_types::{Epoch, PoolId, SessionId, VolumeId, VolumeLimits};
 use curve_wire::auth::{Credentials, Key, Principal};
 use curve_wire::proto;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,10 @@ pub struct Session {
     pub node: String,
     pub lease_ms: u64,
     pub read_only: bool,
+    /// Of the volume when the session was opened. Absent where an agent stored it before there
+    /// were limits.
+    #[serde(default)]
+    pub limits: VolumeLimits,
     /// 64 hexadecimal digits.
     key: String,
 }
@@ -56,6 +60,7 @@ impl TryFrom<proto::Session> for Session {
             node: from.node,
             lease_ms: from.lease_ms,
             read_only: from.read_only,
+            limits: from.limits.unwrap_or_default().into(),
             key: Key(key).to_hex(),
         })
     }

@@ -1,10 +1,11 @@
-//! A volume as a block device: cuts IO at chunk boundaries, numbers writes, keeps overlapping
+//! A volume as a block device: keeps IO to its limits, cuts it at chunk boundaries, numbers writes, keeps overlapping
 //! writes apart, and sends each piece to the leader of its copyset (`submit`).
 
 mod connections;
 mod fate;
 mod lease;
 mod metrics;
+mod qos;
 mod range_lock;
 mod sequence;
 mod submit;
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 
 use self::fate::Fate;
 use self::metrics::{OneVolume, OpMetrics};
+use self::qos::{Admission, Direction, Throttle};
 use self::range_lock::RangeLock;
 use self::sequence::{Sequence, Ticket};
 use self::submit::{Outgoing, Submitter};
@@ -86,6 +88,7 @@ struct Shared {
     /// Bytes; only grows.
     size: AtomicU64,
     fate: Fate,
+    throttle: Throttle,
     sequence: Sequence,
     writes: RangeLock,
     /// In units of blocks, since a semaphore counts in 32 bits on some machines.
@@ -118,6 +121,7 @@ impl Volume {
         let shared = Arc::new(Shared {
             size: AtomicU64::new(session.size),
             fate: Fate::new(),
+            throttle: Throttle::new(session.limits, metrics.throttled.clone()),
             sequence: Sequence::default(),
             writes: RangeLock::default(),
             in_flight: Semaphore::new(blocks as usize),
@@ -140,7 +144,8 @@ impl Volume {
         &self.shared.session
     }
 
-    /// Asks the MDS for the size at once instead of with the next renewal, and returns it.
+    /// Asks the MDS for size and limits at once instead of with the next renewal, and returns the
+    /// size.
     pub async fn refresh_size(&self) -> Result<u64, BlockError> {
         let renewed = lease::renew(&self.shared, self.shared.options.io_deadline).await;
         self.shared.fate.check()?;
@@ -307,6 +312,16 @@ impl Shared {
         pieces
     }
 
+    /// Waits for the volume's limits, first of all: what waits here keeps no memory, range or number
+    /// from others.
+    async fn admit(&self, direction: Direction, bytes: u64) -> Result<Admission<'_>, BlockError> {
+        tokio::select! {
+            biased;
+            admission = self.throttle.admit(direction, bytes) => Ok(admission),
+            error = self.fate.ended() => Err(error),
+        }
+    }
+
     async fn reserve(&self, bytes: u64) -> Reservation<'_> {
         let blocks = bytes.div_ceil(BLOCK_SIZE).clamp(1, u64::from(self.in_flight_blocks_max));
         let blocks = blocks as u32;
@@ -320,6 +335,7 @@ impl Shared {
         if len == 0 {
             return Ok(Bytes::new());
         }
+        drop(self.admit(Direction::Read, len).await?);
         let _reservation = self.reserve(len).await;
         let deadline = self.deadline();
         let pieces = self.pieces(&range, PIECE_LEN_MAX);
@@ -355,11 +371,15 @@ impl Shared {
         if len == 0 {
             return Ok(());
         }
-        let carried = if matches!(change, Change::Write(_)) { len } else { BLOCK_SIZE };
+        let data = matches!(change, Change::Write(_)).then_some(len);
+        let admission = self.admit(Direction::Write, data.unwrap_or(0)).await?;
         // Whole blocks: two writes to halves of one block are each a read-modify-write of it.
         let locked = range.start / BLOCK_SIZE * BLOCK_SIZE..range.end.next_multiple_of(BLOCK_SIZE);
-        let _locked = self.writes.lock(locked).await;
-        let _reservation = self.reserve(carried).await;
+        let locking = self.writes.lock(locked);
+        // Not before this write has its place: the next must not come before it.
+        drop(admission);
+        let _locked = locking.await;
+        let _reservation = self.reserve(data.unwrap_or(BLOCK_SIZE)).await;
         let (change, failed) = (&change, &AtomicBool::new(false));
         let pieces = stream::iter(self.pieces(&range, change.piece_len_max()));
         let due = pieces.take_while(|_| ready(!failed.load(Ordering::Relaxed)));

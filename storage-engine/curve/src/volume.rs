@@ -2,14 +2,16 @@
 
 mod attach;
 mod export;
+mod limits;
 
 use anyhow::Result;
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 use curve_client::{CreateVolume, MdsClient};
-use curve_types::{ByteSize, Epoch};
+use curve_types::{ByteSize, Epoch, VolumeLimits};
 use curve_wire::proto;
 use serde_json::{Value, json};
 
+use self::limits::LimitArgs;
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
 use crate::output::{self, Format, OutputArgs, id_text, table};
@@ -29,9 +31,10 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Make a volume; done if there is one of that name, pool and size.
+    /// Make a volume; done if there is one of that name, pool, size and limits.
     #[command(after_help = "Example:
-  curve volume create data --size 10Gi")]
+  curve volume create data --size 10Gi
+  curve volume create slow --size 10Gi --iops 500 --bytes-per-second 50Mi")]
     Create {
         name: String,
         /// For example 512Mi or 10Gi.
@@ -39,6 +42,8 @@ enum Verb {
         size: ByteSize,
         #[arg(long, default_value = "default")]
         pool: String,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// List all volumes.
     #[command(after_help = "Example:
@@ -58,6 +63,19 @@ enum Verb {
         size: ByteSize,
         #[command(flatten)]
         state: attach::StateArgs,
+    },
+    /// Limit a volume's IO; limits that are not named stay. Who has it attached follows within ten
+    /// seconds.
+    #[command(
+        group(ArgGroup::new("limit").required(true).multiple(true).args(limits::FLAGS)),
+        after_help = "Example:
+  curve volume set-qos data --write-iops 500 --bytes-per-second 100Mi --burst-seconds 30
+  curve volume set-qos data --write-iops unlimited"
+    )]
+    SetQos {
+        name: String,
+        #[command(flatten)]
+        limits: LimitArgs,
     },
     /// Delete a volume and its data; done if there is none of that name.
     #[command(after_help = "Example:
@@ -99,8 +117,10 @@ pub fn run(args: Args) -> Result<()> {
     lifetime::run_command(async move {
         let mds = cluster.connect()?;
         match verb {
-            Verb::Create { name, size, pool } => {
-                let volume = mds.create_volume(CreateVolume { name, pool, size: size.0 }).await?;
+            Verb::Create { name, size, pool, limits } => {
+                let limits = limits.change().apply_to(VolumeLimits::default());
+                let volume = CreateVolume { name, pool, size: size.0, limits };
+                let volume = mds.create_volume(volume).await?;
                 print_one(format, &volume)
             }
             Verb::List => list(format, &mds).await,
@@ -109,6 +129,9 @@ pub fn run(args: Args) -> Result<()> {
                 let volume = mds.resize_volume(&*name, size.0).await?;
                 attach::resize(&state, &mds, &volume).await?;
                 print_one(format, &volume)
+            }
+            Verb::SetQos { name, limits } => {
+                print_one(format, &mds.set_volume_limits(&*name, limits.change()).await?)
             }
             Verb::Delete { name } => Ok(mds.delete_volume(&*name).await?),
             Verb::Export(args) => export::run(args, &cluster, &mds).await,
@@ -160,12 +183,20 @@ fn print_one(format: Format, volume: &proto::Volume) -> Result<()> {
             if !attached.is_empty() {
                 text += &format!("\nattached to  {attached}");
             }
+            let limits = limits::text(limits(volume));
+            if !limits.is_empty() {
+                text += &format!("\nlimits       {limits}");
+            }
             if !volume.published_nodes.is_empty() {
                 text += &format!("\npublished to {}", volume.published_nodes.join(", "));
             }
             text + "\n"
         },
     )
+}
+
+fn limits(volume: &proto::Volume) -> VolumeLimits {
+    volume.limits.unwrap_or_default().into()
 }
 
 fn volume_json(volume: &proto::Volume) -> Value {
@@ -188,6 +219,7 @@ fn volume_json(volume: &proto::Volume) -> Value {
         "published_nodes": volume.published_nodes,
         "created_unix_ms": volume.created_unix_ms,
         "deleting": volume.deleting,
+        "limits": limits::json(limits(volume)),
     })
 }
 

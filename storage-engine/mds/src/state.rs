@@ -5,6 +5,7 @@ mod answered;
 mod apply;
 mod codec;
 mod devices;
+mod limits;
 mod pools;
 mod volumes;
 
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use curve_types::{
     ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, PoolId, SHARDS_PER_VOLUME,
-    SessionId, ShardRange, VolumeId, chunk_shard,
+    SessionId, ShardRange, VolumeId, VolumeLimits, chunk_shard,
 };
 
 pub use answered::Answered;
@@ -100,6 +101,7 @@ pub struct Volume {
     pub revoked: u32,
     /// By node.
     pub publications: BTreeMap<String, Publication>,
+    pub limits: VolumeLimits,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -4,6 +4,7 @@
 
 mod id;
 mod layout;
+mod limits;
 mod size;
 
 pub use id::{ClusterId, CopysetId, DeviceId, Epoch, PoolId, SessionId, VolumeId};
@@ -11,6 +12,7 @@ pub use layout::{
     BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, ChunkIndex, ChunkKey, ChunkSpan, SHARDS_PER_POOL,
     SHARDS_PER_VOLUME, ShardId, ShardRange, chunk_shard, split_range,
 };
+pub use limits::{LimitError, LimitKind, LimitsChange, VolumeLimits};
 pub use size::{ByteSize, ParseSizeError};
 
 /// Fewest replicas a pool may have: with two, the loss of one leaves no majority.

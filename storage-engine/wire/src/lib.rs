@@ -9,6 +9,7 @@ pub mod auth;
 mod causes;
 pub mod chunk;
 pub mod frame;
+mod limits;
 pub mod pki;
 pub mod rpc;
 pub mod telemetry;

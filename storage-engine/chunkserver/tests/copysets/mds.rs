@@ -68,7 +68,7 @@ impl MdsVolume for Served {
         _: Request<RenewSessionRequest>,
     ) -> Result<Response<RenewSessionResponse>, Status> {
         let size = self.0.size.load(Ordering::Relaxed);
-        Ok(Response::new(RenewSessionResponse { size, lease_ms: 3000 }))
+        Ok(Response::new(RenewSessionResponse { size, lease_ms: 3000, limits: None }))
     }
 
     async fn create(&self, _: Request<CreateVolumeRequest>) -> Result<Response<Volume>, Status> {
@@ -87,6 +87,10 @@ impl MdsVolume for Served {
     }
 
     async fn resize(&self, _: Request<ResizeVolumeRequest>) -> Result<Response<Volume>, Status> {
+        not_here()
+    }
+
+    async fn set_limits(&self, _: Request<SetLimitsRequest>) -> Result<Response<Volume>, Status> {
         not_here()
     }
 

@@ -180,6 +180,7 @@ impl Rig {
             lease_ms: 3000,
             read_only: false,
             last_seen_ms: 0,
+            limits: None,
         };
         self.fake.set_size(size);
         Ok(session.try_into()?)

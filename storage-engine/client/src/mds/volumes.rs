@@ -1,12 +1,12 @@
 //! Volumes, publications and sessions.
 
 use bytes::Bytes;
-use curve_types::{SessionId, VolumeId};
+use curve_types::{LimitsChange, SessionId, VolumeId, VolumeLimits};
 use curve_wire::proto::mds_volume_client::MdsVolumeClient;
 use curve_wire::proto::{
     AttachRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachRequest, ListVolumesRequest,
     ListVolumesResponse, PublishRequest, RenewSessionRequest, RenewSessionResponse,
-    ResizeVolumeRequest, UnpublishRequest, Volume, VolumeRef, volume_ref,
+    ResizeVolumeRequest, SetLimitsRequest, UnpublishRequest, Volume, VolumeRef, volume_ref,
 };
 
 use super::leader::ANSWER_BYTES_MAX;
@@ -53,6 +53,7 @@ pub struct CreateVolume {
     pub pool: String,
     /// Bytes.
     pub size: u64,
+    pub limits: VolumeLimits,
 }
 
 /// How a volume is attached.
@@ -69,8 +70,9 @@ pub struct AttachOptions {
 impl MdsClient {
     /// Makes a volume; the existing one if it has the same name and properties.
     pub async fn create_volume(&self, volume: CreateVolume) -> Result<Volume, MdsError> {
-        let CreateVolume { name, pool, size } = volume;
-        let request = CreateVolumeRequest { name, pool, size, request_id: request_id() };
+        let CreateVolume { name, pool, size, limits } = volume;
+        let (request_id, limits) = (request_id(), Some(limits.into()));
+        let request = CreateVolumeRequest { name, pool, size, request_id, limits };
         self.call("create volume", request, |channel, request| async move {
             MdsVolumeClient::new(channel).create(request).await
         })
@@ -110,6 +112,20 @@ impl MdsClient {
         let request = ResizeVolumeRequest { volume, size, request_id: request_id() };
         self.call("resize volume", request, |channel, request| async move {
             MdsVolumeClient::new(channel).resize(request).await
+        })
+        .await
+    }
+
+    /// Changes limits of a volume. Whoever has it attached keeps them from its next renewal on.
+    pub async fn set_volume_limits(
+        &self,
+        volume: impl Into<VolumeBy>,
+        change: LimitsChange,
+    ) -> Result<Volume, MdsError> {
+        let (volume, limits) = (Some(volume.into().into()), Some(change.into()));
+        let request = SetLimitsRequest { volume, limits, request_id: request_id() };
+        self.call("set limits of volume", request, |channel, request| async move {
+            MdsVolumeClient::new(channel).set_limits(request).await
         })
         .await
     }

@@ -1,4 +1,5 @@
-//! Keeps a session alive at the MDS and learns from it: a new size, or the end.
+//! Keeps a session alive at the MDS and learns from it: a new size, other
+//! limits, or the end.
 //!
 //! An MDS that does not answer stops nothing: fences are kept by the copysets, not by a clock.
 
@@ -43,6 +44,9 @@ pub(super) async fn renew(shared: &Shared, deadline: Duration) -> Option<Duratio
     match mds.renew_session(shared.session.id, shared.session.volume).await {
         Ok(answer) => {
             shared.grow(answer.size);
+            if let Some(limits) = answer.limits {
+                shared.throttle.set(limits.into());
+            }
             Some(Duration::from_millis(answer.lease_ms))
         }
         Err(error) if error.kind == MdsErrorKind::NotFound => {

@@ -1,5 +1,6 @@
 //! What a process exports about its open volumes.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use curve_types::VolumeId;
+
+use super::qos::ThrottleMetrics;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct OpLabels {
@@ -32,6 +35,8 @@ pub struct VolumeMetrics {
     retries: Family<VolumeLabels, Counter>,
     in_flight_bytes: Family<VolumeLabels, Gauge>,
     fenced: Family<VolumeLabels, Gauge>,
+    throttled: Family<VolumeLabels, Counter>,
+    throttled_seconds: Family<VolumeLabels, Counter<f64, AtomicU64>>,
 }
 
 impl std::fmt::Debug for VolumeMetrics {
@@ -60,6 +65,8 @@ impl Default for VolumeMetrics {
             retries: Family::default(),
             in_flight_bytes: Family::default(),
             fenced: Family::default(),
+            throttled: Family::default(),
+            throttled_seconds: Family::default(),
         }
     }
 }
@@ -67,8 +74,17 @@ impl Default for VolumeMetrics {
 impl VolumeMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        let Self { operations, errors, bytes, latency, retries, in_flight_bytes, fenced } =
-            &metrics;
+        let Self {
+            operations,
+            errors,
+            bytes,
+            latency,
+            retries,
+            in_flight_bytes,
+            fenced,
+            throttled,
+            throttled_seconds,
+        } = &metrics;
         registry.register("curve_volume_operations", "Block operations ended", operations.clone());
         registry.register("curve_volume_errors", "Block operations that failed", errors.clone());
         registry.register_with_unit(
@@ -91,6 +107,17 @@ impl VolumeMetrics {
             in_flight_bytes.clone(),
         );
         registry.register("curve_volume_fenced", "1 once the attachment is fenced", fenced.clone());
+        registry.register(
+            "curve_volume_throttled_operations",
+            "Block operations that waited for the volume's limits",
+            throttled.clone(),
+        );
+        registry.register_with_unit(
+            "curve_volume_throttled",
+            "Time that block operations waited for the volume's limits",
+            Unit::Seconds,
+            throttled_seconds.clone(),
+        );
         metrics
     }
 
@@ -114,6 +141,10 @@ impl VolumeMetrics {
             retries: self.retries.get_or_create_owned(&labels),
             in_flight_bytes: self.in_flight_bytes.get_or_create_owned(&labels),
             fenced: self.fenced.get_or_create_owned(&labels),
+            throttled: ThrottleMetrics {
+                operations: self.throttled.get_or_create_owned(&labels),
+                seconds: self.throttled_seconds.get_or_create_owned(&labels),
+            },
             all: self.clone(),
             name,
         }
@@ -147,14 +178,24 @@ pub(super) struct OneVolume {
     pub retries: Counter,
     pub in_flight_bytes: Gauge,
     pub fenced: Gauge,
+    pub throttled: ThrottleMetrics,
     all: VolumeMetrics,
     name: String,
 }
 
 impl Drop for OneVolume {
     fn drop(&mut self) {
-        let VolumeMetrics { operations, errors, bytes, latency, retries, in_flight_bytes, fenced } =
-            &self.all;
+        let VolumeMetrics {
+            operations,
+            errors,
+            bytes,
+            latency,
+            retries,
+            in_flight_bytes,
+            fenced,
+            throttled,
+            throttled_seconds,
+        } = &self.all;
         for op in ["read", "write", "discard", "write_zeroes"] {
             let labels = OpLabels { volume: self.name.clone(), op };
             operations.remove(&labels);
@@ -166,5 +207,7 @@ impl Drop for OneVolume {
         retries.remove(&labels);
         in_flight_bytes.remove(&labels);
         fenced.remove(&labels);
+        throttled.remove(&labels);
+        throttled_seconds.remove(&labels);
     }
 }

@@ -38,15 +38,16 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
 }
 
 impl RangeLock {
-    /// Waits until no earlier range overlaps this one. The place in the queue is taken at the
-    /// first poll.
-    pub async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
+    /// Waits until no earlier range overlaps this one. The place in the queue is taken by the call.
+    pub fn lock(&self, range: Range<u64>) -> impl Future<Output = RangeGuard<'_>> {
         let (guard, granted) = self.enqueue(range);
-        if let Some(granted) = granted {
-            // An error would mean that the entry vanished, which only the guard's drop does.
-            let _ = granted.await;
+        async move {
+            if let Some(granted) = granted {
+                // An error would mean that the entry vanished, which only the guard's drop does.
+                let _ = granted.await;
+            }
+            guard
         }
-        guard
     }
 
     fn enqueue(&self, range: Range<u64>) -> (RangeGuard<'_>, Option<oneshot::Receiver<()>>) {
@@ -102,6 +103,17 @@ mod tests {
         assert!(third.as_mut().now_or_never().is_none());
         drop(second);
         drop((third.await, apart));
+        assert!(lock.0.lock().expect("unpoisoned").entries.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_range_has_its_place_from_the_call_on() {
+        let lock = RangeLock::default();
+        let first = lock.lock(0..10);
+        let mut second = Box::pin(lock.lock(5..15));
+        assert!(second.as_mut().now_or_never().is_none(), "the first was called earlier");
+        drop(first);
+        drop(second.now_or_never().expect("nothing overlaps any more"));
         assert!(lock.0.lock().expect("unpoisoned").entries.is_empty());
     }
 

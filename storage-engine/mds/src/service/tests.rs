@@ -34,6 +34,7 @@ async fn create(client: &mut MdsVolumeClient<Channel>, name: &str) -> proto::Vol
         pool: String::new(),
         size: 64 * MIB,
         request_id: request_id(),
+        limits: None,
     };
     client.create(request).await.expect("create").into_inner()
 }
@@ -221,6 +222,41 @@ async fn an_agent_gets_what_was_published_to_its_node_and_nothing_else() {
     csi.unpublish(unpublish).await.expect("again");
     let gone = proto::UnpublishRequest { volume: by_name("nope"), ..Default::default() };
     csi.unpublish(gone).await.expect("a volume that is gone is published nowhere");
+}
+
+#[tokio::test]
+async fn an_attachment_learns_of_changed_limits_with_its_renewal() {
+    let mds = TestMds::start(OUT_AFTER).await;
+    let _servers = formed_pool(&mds).await;
+    let mut csi = volumes(&mds, Role::Csi, "controller");
+    let mut admin = volumes(&mds, Role::Admin, "me");
+    let limits = proto::VolumeLimits { iops: Some(300), ..Default::default() };
+    let request = proto::CreateVolumeRequest {
+        name: "data".to_owned(),
+        pool: String::new(),
+        size: 64 * MIB,
+        request_id: request_id(),
+        limits: Some(limits),
+    };
+    let volume = csi.create(request).await.expect("create").into_inner();
+    assert_eq!(volume.limits.expect("told").iops, Some(300));
+    let session = admin.attach(attach("data", "node1")).await.expect("attach").into_inner();
+    assert_eq!(session.limits.expect("told").iops, Some(300));
+
+    let set = proto::SetLimitsRequest {
+        volume: by_name("data"),
+        limits: Some(proto::VolumeLimits { write_iops: Some(50), ..Default::default() }),
+        request_id: request_id(),
+    };
+    let changed = csi.set_limits(set.clone()).await.expect("set").into_inner();
+    let told = changed.limits.expect("told");
+    assert_eq!((told.iops, told.write_iops), (Some(300), Some(50)));
+    let renew = proto::RenewSessionRequest { session: session.id, volume_id: session.volume_id };
+    let renewed = admin.renew_session(renew).await.expect("renew").into_inner();
+    assert_eq!(renewed.limits, Some(told));
+
+    let mut agent = volumes(&mds, Role::Agent, "node1");
+    expect_refusal(agent.set_limits(set).await, Code::PermissionDenied, "it is for csi, admin");
 }
 
 #[tokio::test]
@@ -422,6 +458,7 @@ async fn pools_are_made_listed_and_deleted() {
         pool: "fast".to_owned(),
         size: MIB,
         request_id: request_id(),
+        limits: None,
     };
     expect_refusal(volumes.create(request).await, Code::Unavailable, "has no copysets yet");
     let delete = || proto::DeletePoolRequest { name: "fast".to_owned(), request_id: request_id() };

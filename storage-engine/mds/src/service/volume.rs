@@ -1,7 +1,7 @@
 //! Volumes, publications and sessions.
 
 use bytes::Bytes;
-use curve_types::{Epoch, SessionId, VolumeId};
+use curve_types::{Epoch, LimitsChange, SessionId, VolumeId};
 use curve_wire::auth::{Principal, session_key};
 use curve_wire::pki::Role;
 use curve_wire::proto::mds_volume_server::MdsVolume;
@@ -9,7 +9,7 @@ use curve_wire::proto::{
     self, AttachRequest, CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse,
     DetachRequest, DetachResponse, ListVolumesRequest, ListVolumesResponse, PublishRequest,
     PublishResponse, RenewSessionRequest, RenewSessionResponse, ResizeVolumeRequest,
-    UnpublishRequest, UnpublishResponse, VolumeRef,
+    SetLimitsRequest, UnpublishRequest, UnpublishResponse, VolumeRef,
 };
 use tonic::{Code, Request, Response, Status};
 
@@ -42,6 +42,7 @@ impl MdsVolume for Service {
             name: asked.name,
             pool,
             size: asked.size,
+            limits: asked.limits.map(|limits| LimitsChange::from(limits).into()),
         };
         self.volume_answer(&asked.request_id, Kind::CreateVolume(create)).await
     }
@@ -89,6 +90,19 @@ impl MdsVolume for Service {
         let id = self.volume(asked.volume.as_ref(), |id, _| id)?;
         let resize = log::ResizeVolume { volume_id: id.to_wire(), size: asked.size };
         self.volume_answer(&asked.request_id, Kind::ResizeVolume(resize)).await
+    }
+
+    async fn set_limits(
+        &self,
+        request: Request<SetLimitsRequest>,
+    ) -> Result<Response<proto::Volume>, Status> {
+        Caller::require(&request, &OWNERS)?;
+        self.0.leading_now().await?;
+        let SetLimitsRequest { volume, limits, request_id } = request.into_inner();
+        let volume_id = self.volume(volume.as_ref(), |id, _| id)?.to_wire();
+        let change = limits.map(|limits| LimitsChange::from(limits).into());
+        let set = log::SetLimits { volume_id, change };
+        self.volume_answer(&request_id, Kind::SetLimits(set)).await
     }
 
     async fn delete(
@@ -174,7 +188,7 @@ impl MdsVolume for Service {
         self.0.leading_now().await?;
         let asked = request.into_inner();
         let (id, session) = (volume_id(&asked.volume_id)?, SessionId(asked.session));
-        let size = {
+        let (size, limits) = {
             let state = self.0.state.read();
             let volume = state.volumes.get(&id).ok_or_else(|| fenced(session, None))?;
             let open = volume.sessions.get(&session);
@@ -182,12 +196,12 @@ impl MdsVolume for Service {
             if caller.role == Role::Agent {
                 caller.require_name("node of the session", &open.node)?;
             }
-            volume.size
+            (volume.size, Some(volume.limits.into()))
         };
         let now = self.0.now();
         self.0.view().sessions.insert(session, now);
         let lease_ms = SESSION_LEASE.as_millis() as u64;
-        Ok(Response::new(RenewSessionResponse { size, lease_ms }))
+        Ok(Response::new(RenewSessionResponse { size, lease_ms, limits }))
     }
 
     async fn detach(
@@ -309,6 +323,7 @@ fn session_without_key(
         lease_ms: SESSION_LEASE.as_millis() as u64,
         read_only: session.read_only,
         last_seen_ms: age_ms,
+        limits: Some(volume.limits.into()),
     }
 }
 
@@ -328,5 +343,6 @@ fn message(scene: Scene<'_>, id: VolumeId, volume: &Volume) -> proto::Volume {
         published_nodes: volume.publications.keys().cloned().collect(),
         created_unix_ms: volume.created_unix_ms,
         deleting: volume.deleting,
+        limits: Some(volume.limits.into()),
     }
 }

@@ -5,6 +5,7 @@ use curve_types::{ClusterId, CopysetId, DeviceId, Epoch, PoolId, SessionId, Shar
 use prost::Message;
 use thiserror::Error;
 
+use super::limits::{load_limits, store_limits};
 use super::{
     Answered, Cluster, Copyset, Device, FailureDomain, Joining, Pool, Publication, Session, State,
     Volume,
@@ -219,6 +220,7 @@ fn store_volume((id, volume): (&VolumeId, &Volume)) -> log::StoredVolume {
         revoking: volume.revoking.iter().map(|session| session.0).collect(),
         revoked: volume.revoked,
         publications: volume.publications.iter().map(publication).collect(),
+        limits: store_limits(volume.limits),
     }
 }
 
@@ -243,6 +245,7 @@ fn load_volume(stored: log::StoredVolume) -> Result<(VolumeId, Volume), DecodeEr
         revoking: stored.revoking.into_iter().map(SessionId).collect(),
         revoked: stored.revoked,
         publications: stored.publications.into_iter().map(publication).collect(),
+        limits: load_limits(stored.limits),
     };
     Ok((VolumeId::from_wire(&stored.id).ok_or(field("volume id"))?, volume))
 }

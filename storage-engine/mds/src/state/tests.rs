@@ -1,7 +1,9 @@
 //! Tables of commands and what they answer and leave behind.
 
 use bytes::Bytes;
-use curve_types::{ClusterId, DeviceId, Epoch, SHARDS_PER_POOL, ShardRange, VolumeId};
+use curve_types::{
+    ClusterId, DeviceId, Epoch, LimitsChange, SHARDS_PER_POOL, ShardRange, VolumeId, VolumeLimits,
+};
 
 use super::*;
 use crate::log::{self, WireId, answer, command::Kind, ids_to_wire};
@@ -94,7 +96,13 @@ fn ready() -> State {
 
 fn create(name: &str, n: u8, size: u64) -> Kind {
     let (name, pool) = (name.to_owned(), "default".to_owned());
-    Kind::CreateVolume(log::CreateVolume { volume_id: volume(n).to_wire(), name, pool, size })
+    let volume_id = volume(n).to_wire();
+    Kind::CreateVolume(log::CreateVolume { volume_id, name, pool, size, limits: None })
+}
+
+fn set_limits(change: LimitsChange) -> Kind {
+    let (volume_id, change) = (volume(7).to_wire(), Some(change.into()));
+    Kind::SetLimits(log::SetLimits { volume_id, change })
 }
 
 fn with_volume() -> State {
@@ -130,6 +138,8 @@ fn opened(state: &mut State, open: log::OpenSession) -> log::OpenedSession {
 #[test]
 fn the_state_reads_back_from_its_bytes() {
     let mut state = with_volume();
+    let limits = LimitsChange { read_iops: Some(9), burst_seconds: Some(3), ..Default::default() };
+    apply(&mut state, set_limits(limits)).expect("limits");
     apply(&mut state, publish("node1", true)).expect("publish");
     let attach = open(&state, "node1");
     apply_as(&mut state, request(3), Kind::OpenSession(attach)).expect("attach");
@@ -487,4 +497,56 @@ fn the_cluster_is_formed_once() {
     apply(&mut state, member("mds-0")).expect("known");
     assert_eq!(state.members["mds-0"], device(98));
     assert!(refusal(&mut state, member("mds-7")).1.contains("no MDS of this cluster: mds-0"));
+}
+
+#[test]
+fn limits_are_set_at_creation_and_changed_one_by_one() {
+    let mut state = ready();
+    let limited = |write_iops| {
+        let Kind::CreateVolume(create) = create("data", 7, GIB) else { unreachable!() };
+        let limits = LimitsChange { write_iops: Some(write_iops), ..Default::default() };
+        Kind::CreateVolume(log::CreateVolume { limits: Some(limits.into()), ..create })
+    };
+    apply(&mut state, limited(100)).expect("create");
+    apply(&mut state, limited(100)).expect("the same");
+    let (reason, message) = refusal(&mut state, limited(200));
+    assert_eq!(reason, Reason::AlreadyExists);
+    assert!(message.contains("limits: write_iops 100"), "{message}");
+
+    let mib = Some(1 << 20);
+    let change =
+        LimitsChange { bytes_per_second: mib, burst_seconds: Some(9), ..Default::default() };
+    apply(&mut state, set_limits(change)).expect("set");
+    apply(&mut state, set_limits(change)).expect("again");
+    let expected = VolumeLimits {
+        write_iops: 100,
+        bytes_per_second: 1 << 20,
+        burst_seconds: 9,
+        ..Default::default()
+    };
+    assert_eq!(state.volumes[&volume(7)].limits, expected);
+    let off = LimitsChange { write_iops: Some(0), ..Default::default() };
+    apply(&mut state, set_limits(off)).expect("lifted");
+    assert_eq!(state.volumes[&volume(7)].limits, VolumeLimits { write_iops: 0, ..expected });
+}
+
+#[test]
+fn a_limit_that_makes_no_sense_is_refused_by_name_and_value() {
+    let mut state = with_volume();
+    let none = LimitsChange::default;
+    let cases = [
+        (
+            LimitsChange { read_bytes_per_second: Some(100), ..none() },
+            "read_bytes_per_second is 100: expected 0 (unlimited) or a number from 262144 to",
+        ),
+        (LimitsChange { iops: Some(u64::MAX), ..none() }, "iops is 18446744073709551615: expected"),
+        (LimitsChange { burst_seconds: Some(7200), ..none() }, "burst_seconds is 7200: expected 0"),
+    ];
+    for (change, sentence) in cases {
+        let (reason, message) = refusal(&mut state, set_limits(change));
+        assert_eq!(reason, Reason::Invalid);
+        assert!(message.contains(sentence), "{message:?} should say {sentence:?}");
+    }
+    let missing = log::SetLimits { volume_id: volume(8).to_wire(), change: None };
+    assert_eq!(refusal(&mut state, Kind::SetLimits(missing)).0, Reason::NotFound);
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use curve_types::{ByteSize, Epoch, SessionId, VOLUME_SIZE_MAX, VolumeId};
 
 use super::apply::{Applied, done, validate_name, volume_id};
+use super::limits::{load_limits, validate_limits};
 use super::{Publication, Reason, Refusal, Session, State, Volume};
 use crate::log::{self, WireId, answer};
 
@@ -23,6 +24,8 @@ impl State {
     pub(super) fn create_volume(&mut self, create: log::CreateVolume, now_ms: u64) -> Applied {
         validate_name("volume name", &create.name)?;
         validate_size(create.size)?;
+        let limits = load_limits(create.limits);
+        validate_limits(limits)?;
         let id = volume_id(&create.volume_id)?;
         let Some((pool, _)) = self.pool_by_name(&create.pool) else {
             let known: Vec<&str> = self.pools.values().map(|pool| pool.name.as_str()).collect();
@@ -31,14 +34,15 @@ impl State {
             return Err(Refusal::new(Reason::NotFound, message));
         };
         if let Some((existing, volume)) = self.volume_by_name(&create.name) {
-            if volume.pool == pool && volume.size == create.size {
+            if (volume.pool, volume.size, volume.limits) == (pool, create.size, limits) {
                 return Ok(answer::Kind::VolumeId(existing.to_wire()));
             }
             let message = format!(
-                "volume {:?} exists with other properties: {} in pool {:?}",
+                "volume {:?} exists with other properties: {} in pool {:?}, limits: {}",
                 volume.name,
                 ByteSize(volume.size),
-                self.pools[&volume.pool].name
+                self.pools[&volume.pool].name,
+                volume.limits
             );
             return Err(Refusal::new(Reason::AlreadyExists, message));
         }
@@ -56,6 +60,7 @@ impl State {
             revoking: BTreeSet::new(),
             revoked: 0,
             publications: BTreeMap::new(),
+            limits,
         };
         self.volumes.insert(id, volume);
         self.names.insert(create.name, id);
@@ -198,7 +203,7 @@ impl State {
         done()
     }
 
-    fn live_volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
+    pub(super) fn live_volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
         let missing = || Refusal::new(Reason::NotFound, format!("volume {id} does not exist"));
         self.volumes.get_mut(&id).filter(|volume| !volume.deleting).ok_or_else(missing)
     }
