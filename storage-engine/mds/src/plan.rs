@@ -1,6 +1,7 @@
 //! Schedulers: pure functions from what is known to what should be done. The leader's loop (`lead`)
 //! runs them and carries out what they return; nothing here waits, writes or reads a clock.
 
+mod balance;
 mod orders;
 mod placement;
 mod repair;
@@ -31,6 +32,10 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(placement::plan_new_copysets(scene));
     commands.extend(placement::plan_recreations(scene));
     commands.extend(repair::plan_replacements(scene));
+    if commands.is_empty() {
+        // What else is due changes what is even.
+        commands.extend(balance::plan_moves(scene));
+    }
     commands.extend(plan_forgotten_devices(scene));
     let volumes = || scene.state.volumes.iter();
     Plan {

@@ -48,7 +48,12 @@ pub fn heartbeat_response(
         if !leads {
             continue;
         }
-        if let Some(change) = plan_change(*id, copyset, report, term) {
+        if leaves(copyset, device, report) {
+            // A leader does not take itself out: the next one will.
+            if response.transfers.is_empty() {
+                response.transfers.extend(plan_step_down(scene, *id, copyset, device, report));
+            }
+        } else if let Some(change) = plan_change(*id, copyset, report, term) {
             response.changes.push(change);
         } else if response.transfers.is_empty() {
             // One at a time: each costs its copyset a moment without a leader.
@@ -106,6 +111,28 @@ fn plan_change(
         None if !report.learners.is_empty() => order(copyset.voters.clone(), Vec::new()),
         None => None,
     }
+}
+
+/// Whether the leader is to be taken out of the group now.
+fn leaves(copyset: &Copyset, leader: DeviceId, report: &Report) -> bool {
+    copyset.has_voters(&report.voters)
+        && copyset.joining.is_some_and(|joining| {
+            joining.remove == leader && report.caught_up.contains(&joining.add)
+        })
+}
+
+/// Leadership of a device that is to be taken out goes to a voter that stays.
+fn plan_step_down(
+    scene: Scene<'_>,
+    id: CopysetId,
+    copyset: &Copyset,
+    leader: DeviceId,
+    report: &Report,
+) -> Option<proto::TransferLeader> {
+    let stays =
+        |voter: &&DeviceId| **voter != leader && scene.is_up(**voter) && !scene.is_out(**voter);
+    let to = copyset.voters.iter().filter(stays).find(|voter| report.caught_up.contains(*voter))?;
+    Some(proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 
 /// Leadership goes back to where it was planned once that device is steady.
