@@ -123,6 +123,9 @@ fn announce(command: &Kind) {
         Kind::ObserveMembership(log::ObservedMembership { copyset, .. }) => {
             tracing::info!(copyset, "replicas changed");
         }
+        Kind::PreferLeader(log::PreferLeader { copyset, device }) => {
+            tracing::info!(copyset, device = %id(device), "another replica is to lead");
+        }
         Kind::ForgetDevice(device) => tracing::info!(device = %id(device), "forgetting a device"),
         _ => {}
     }

@@ -2,6 +2,7 @@
 //! runs them and carries out what they return; nothing here waits, writes or reads a clock.
 
 mod balance;
+mod leaders;
 mod orders;
 mod placement;
 mod repair;
@@ -35,6 +36,9 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     if commands.is_empty() {
         // What else is due changes what is even.
         commands.extend(balance::plan_moves(scene));
+    }
+    if commands.is_empty() {
+        commands.extend(leaders::plan_first_voters(scene));
     }
     commands.extend(plan_forgotten_devices(scene));
     let volumes = || scene.state.volumes.iter();

@@ -144,11 +144,16 @@ fn plan_transfer(
     report: &Report,
 ) -> Option<proto::TransferLeader> {
     let to = *copyset.voters.first()?;
-    let steady = scene.is_up(to)
-        && scene.view.devices.get(&to).is_some_and(|seen| scene.now - seen.up_since >= STEADY);
     let due = to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
-    (due && steady && !scene.is_out(to))
-        .then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+    (due && is_steady(scene, to)).then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+}
+
+/// Whether the device may be given leadership.
+pub fn is_steady(scene: Scene<'_>, device: DeviceId) -> bool {
+    let seen = scene.view.devices.get(&device);
+    scene.is_up(device)
+        && !scene.is_out(device)
+        && seen.is_some_and(|seen| scene.now - seen.up_since >= STEADY)
 }
 
 /// Addresses of all devices.

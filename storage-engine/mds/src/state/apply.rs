@@ -64,6 +64,7 @@ impl State {
             Kind::OpenSession(open) => self.open_session(open),
             Kind::CloseSession(close) => self.close_session(close),
             Kind::Fenced(fenced) => self.fenced(fenced),
+            Kind::PreferLeader(prefer) => self.prefer_leader(prefer),
         }
     }
 
@@ -185,5 +186,6 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::OpenSession(_) => 36,
         Kind::CloseSession(_) => 37,
         Kind::Fenced(_) => 38,
+        Kind::PreferLeader(_) => 50,
     }
 }

@@ -39,6 +39,7 @@ struct Sim {
     replica_bytes: u64,
     next: u8,
     moves: usize,
+    leader_changes: usize,
 }
 
 impl Sim {
@@ -52,6 +53,7 @@ impl Sim {
             replica_bytes: 64 << 20,
             next: 1,
             moves: 0,
+            leader_changes: 0,
         };
         sim.apply(Kind::FormCluster(log::FormCluster {
             cluster_id: ClusterId::from_bytes([1; 16]).to_wire(),
@@ -152,6 +154,7 @@ impl Sim {
 
     /// A move, as opposed to a repair, is worth it, and no copyset waits for a repair.
     fn check_command(&mut self, command: &Kind) {
+        self.leader_changes += usize::from(matches!(command, Kind::PreferLeader(_)));
         let Kind::BeginReplacement(log::Replacement { copyset, remove, add }) = command else {
             return;
         };
@@ -209,6 +212,31 @@ impl Sim {
             }
         }
         panic!("seed {seed} does not come to rest");
+    }
+
+    /// How many copysets of a pool a device should lead, and how many it does.
+    fn leads(&self, pool: PoolId, id: DeviceId) -> (f64, u64) {
+        let on: Vec<_> = self.state.copysets_on(id).filter(|(_, c)| c.pool == pool).collect();
+        let leads = on.iter().filter(|(_, copyset)| copyset.voters[0] == id).count();
+        let share = on.len() as f64 / f64::from(self.state.pools[&pool].replicas);
+        (share, leads as u64)
+    }
+
+    /// No copyset is led by a device that leads too many where another voter leads too few.
+    fn check_leaders(&self, seed: u64) {
+        for (id, copyset) in &self.state.copysets {
+            if !is_calm(self.scene(), copyset.pool) {
+                continue;
+            }
+            let excess = |device: DeviceId, change: i64| {
+                let (share, leads) = self.leads(copyset.pool, device);
+                leads.saturating_add_signed(change) as f64 / share
+            };
+            for other in &copyset.voters[1..] {
+                let (from, to) = (excess(copyset.voters[0], -1), excess(*other, 1));
+                assert!(from <= to * 1.000_001, "seed {seed}: {id} should be led by {other}");
+            }
+        }
     }
 
     /// Of the devices that are there: most replicas less fewest.
@@ -288,9 +316,13 @@ fn random_clusters_come_to_rest_evenly() {
                 }
             }
             let replicas: usize = sim.state.copysets.values().map(|c| c.voters.len()).sum();
+            let before = sim.leader_changes;
             let moves = sim.converge(seed);
+            let changes = sim.leader_changes - before;
+            assert!(changes <= replicas, "seed {seed}: {changes} changes of leaders");
             assert!(moves <= replicas, "seed {seed}: {moves} moves of {replicas} replicas");
             sim.check_even(seed);
+            sim.check_leaders(seed);
         }
     }
 }
@@ -311,6 +343,11 @@ fn equal_devices_end_with_equal_shares() {
         }
         let moves = sim.converge(seed) as u64;
         assert!(sim.spread() <= 1, "seed {seed}: {}", sim.spread());
+        for id in sim.alive.keys() {
+            let (share, leads) = sim.leads(PoolId(1), *id);
+            let off = (leads as f64 - share).abs();
+            assert!(off < 2.0, "seed {seed}: {id} leads {leads}, its share is {share:.1}");
+        }
         let share = (copysets * 3).div_ceil(first + added);
         assert!(moves <= share * added, "seed {seed}: {moves} moves, no more than are needed");
     }
