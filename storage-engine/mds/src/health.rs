@@ -108,9 +108,10 @@ impl Counts {
             let (have, want) = fewest_replicas(scene);
             let mut message =
                 format!("{} of {total} copysets have {have} of {want} replicas", self.degraded);
-            let moving = scene.state.copysets.values().filter(|c| c.joining.is_some()).count();
-            if moving > 0 {
-                message.push_str(&format!("; {moving} replicas are being re-created"));
+            let joining = scene.state.copysets.values().filter_map(|copyset| copyset.joining);
+            let lost = joining.filter(|joining| !scene.is_move(*joining)).count();
+            if lost > 0 {
+                message.push_str(&format!("; {lost} replicas are being re-created"));
             }
             messages.push(message);
         }

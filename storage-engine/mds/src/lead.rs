@@ -115,13 +115,16 @@ fn announce(command: &Kind) {
         }
         Kind::BeginReplacement(log::Replacement { copyset, remove, add }) => {
             let (remove, add) = (id(remove), id(add));
-            tracing::warn!(copyset, %remove, %add, "re-creating a replica");
+            tracing::info!(copyset, %remove, %add, "moving or re-creating a replica");
         }
         Kind::AbandonReplacement(log::Replacement { copyset, add, .. }) => {
-            tracing::warn!(copyset, add = %id(add), "giving up a replica's re-creation");
+            tracing::warn!(copyset, add = %id(add), "giving up a replica's move or re-creation");
         }
         Kind::ObserveMembership(log::ObservedMembership { copyset, .. }) => {
             tracing::info!(copyset, "replicas changed");
+        }
+        Kind::PreferLeader(log::PreferLeader { copyset, device }) => {
+            tracing::info!(copyset, device = %id(device), "another replica is to lead");
         }
         Kind::ForgetDevice(device) => tracing::info!(device = %id(device), "forgetting a device"),
         _ => {}

@@ -1,6 +1,8 @@
 //! Schedulers: pure functions from what is known to what should be done. The leader's loop (`lead`)
 //! runs them and carries out what they return; nothing here waits, writes or reads a clock.
 
+mod balance;
+mod leaders;
 mod orders;
 mod placement;
 mod repair;
@@ -31,6 +33,13 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(placement::plan_new_copysets(scene));
     commands.extend(placement::plan_recreations(scene));
     commands.extend(repair::plan_replacements(scene));
+    if commands.is_empty() {
+        // What else is due changes what is even.
+        commands.extend(balance::plan_moves(scene));
+    }
+    if commands.is_empty() {
+        commands.extend(leaders::plan_first_voters(scene));
+    }
     commands.extend(plan_forgotten_devices(scene));
     let volumes = || scene.state.volumes.iter();
     Plan {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use curve_types::{CopysetId, DeviceId, SessionId};
 
-use crate::state::{Copyset, Device, Pool, State};
+use crate::state::{Copyset, Device, Joining, Pool, State};
 
 /// Silence after which a device counts as down: devices report every second, so three reports are
 /// missing and a fourth is late.
@@ -148,11 +148,17 @@ impl<'a> Scene<'a> {
         self.is_wiped(id) || self.view.silence(id, self.now) > self.out_after.max(DOWN_AFTER)
     }
 
-    /// How a copyset fares.
+    /// Whether a replica is leaving a device that is there, for the sake of balance; otherwise it
+    /// is lost and being re-created.
+    pub fn is_move(&self, joining: Joining) -> bool {
+        self.is_up(joining.remove) && !self.is_out(joining.remove)
+    }
+
+    /// How a copyset fares. A replica on its way to another device is still where it was.
     pub fn condition(&self, id: CopysetId, copyset: &Copyset) -> Condition {
         let whole = copyset.voters.iter().filter(|voter| self.hosts(**voter, id)).count();
         let led = self.view.leader_of(id, self.now).is_some();
-        if whole == copyset.voters.len() && led && copyset.joining.is_none() {
+        if whole == copyset.voters.len() && led {
             Condition::Whole
         } else if whole >= copyset.quorum() && led {
             Condition::Degraded { replicas: whole }

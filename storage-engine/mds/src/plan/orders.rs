@@ -48,7 +48,12 @@ pub fn heartbeat_response(
         if !leads {
             continue;
         }
-        if let Some(change) = plan_change(*id, copyset, report, term) {
+        if leaves(copyset, device, report) {
+            // A leader does not take itself out: the next one will.
+            if response.transfers.is_empty() {
+                response.transfers.extend(plan_step_down(scene, *id, copyset, device, report));
+            }
+        } else if let Some(change) = plan_change(*id, copyset, report, term) {
             response.changes.push(change);
         } else if response.transfers.is_empty() {
             // One at a time: each costs its copyset a moment without a leader.
@@ -108,6 +113,28 @@ fn plan_change(
     }
 }
 
+/// Whether the leader is to be taken out of the group now.
+fn leaves(copyset: &Copyset, leader: DeviceId, report: &Report) -> bool {
+    copyset.has_voters(&report.voters)
+        && copyset.joining.is_some_and(|joining| {
+            joining.remove == leader && report.caught_up.contains(&joining.add)
+        })
+}
+
+/// Leadership of a device that is to be taken out goes to a voter that stays.
+fn plan_step_down(
+    scene: Scene<'_>,
+    id: CopysetId,
+    copyset: &Copyset,
+    leader: DeviceId,
+    report: &Report,
+) -> Option<proto::TransferLeader> {
+    let stays =
+        |voter: &&DeviceId| **voter != leader && scene.is_up(**voter) && !scene.is_out(**voter);
+    let to = copyset.voters.iter().filter(stays).find(|voter| report.caught_up.contains(*voter))?;
+    Some(proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+}
+
 /// Leadership goes back to where it was planned once that device is steady.
 fn plan_transfer(
     scene: Scene<'_>,
@@ -117,11 +144,16 @@ fn plan_transfer(
     report: &Report,
 ) -> Option<proto::TransferLeader> {
     let to = *copyset.voters.first()?;
-    let steady = scene.is_up(to)
-        && scene.view.devices.get(&to).is_some_and(|seen| scene.now - seen.up_since >= STEADY);
     let due = to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
-    (due && steady && !scene.is_out(to))
-        .then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+    (due && is_steady(scene, to)).then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+}
+
+/// Whether the device may be given leadership.
+pub fn is_steady(scene: Scene<'_>, device: DeviceId) -> bool {
+    let seen = scene.view.devices.get(&device);
+    scene.is_up(device)
+        && !scene.is_out(device)
+        && seen.is_some_and(|seen| scene.now - seen.up_since >= STEADY)
 }
 
 /// Addresses of all devices.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use curve_types::{CopysetId, DeviceId, PoolId, SHARDS_PER_POOL, ShardRange};
 
 use crate::log::{self, command::Kind, ids_to_wire};
-use crate::state::{Copyset, Device, Pool};
+use crate::state::{Copyset, Device, Joining, Pool};
 use crate::view::Scene;
 
 /// Fewest copysets of a pool: enough to spread leaders over three disks, few enough that a shallow
@@ -94,8 +94,16 @@ pub struct Load {
 
 impl Load {
     pub fn of(scene: Scene<'_>) -> Self {
+        Self::count(scene.state.copysets.values())
+    }
+
+    pub fn of_pool(scene: Scene<'_>, pool: PoolId) -> Self {
+        Self::count(scene.state.copysets_of(pool).map(|(_, copyset)| copyset))
+    }
+
+    fn count<'a>(copysets: impl Iterator<Item = &'a Copyset>) -> Self {
         let mut load = Self { replicas: BTreeMap::new(), leaders: BTreeMap::new() };
-        for copyset in scene.state.copysets.values() {
+        for copyset in copysets {
             if let Some(first) = copyset.voters.first() {
                 *load.leaders.entry(*first).or_default() += 1;
             }
@@ -113,9 +121,36 @@ impl Load {
 
     /// Orders devices from the emptiest to the fullest, as it would be with one replica more.
     pub fn rank(&self, id: DeviceId, device: &Device, seed: u64) -> (u128, u64) {
-        let replicas = u128::from(self.replicas.get(&id).copied().unwrap_or(0)) + 1;
-        let mebibytes = u128::from((device.capacity >> 20).max(1));
-        ((replicas << 64) / mebibytes, mix(seed, id))
+        let replicas = self.replicas_on(id) + 1;
+        ((replicas << 64) / mebibytes(device), mix(seed, id))
+    }
+
+    pub fn move_replica(&mut self, joining: Joining) {
+        self.add_replica(joining.add);
+        if let Some(replicas) = self.replicas.get_mut(&joining.remove) {
+            *replicas = replicas.saturating_sub(1);
+        }
+    }
+
+    /// Whether the giver, without one of its replicas, is still as full as the taker with it.
+    pub fn evens_out(&self, giver: (DeviceId, &Device), taker: (DeviceId, &Device)) -> bool {
+        let (given, taken) = (self.replicas_on(giver.0), self.replicas_on(taker.0) + 1);
+        given > 0 && (given - 1) * mebibytes(taker.1) >= taken * mebibytes(giver.1)
+    }
+
+    /// Whether the giver is fuller than the taker without so many replicas that are on their way.
+    pub fn is_fuller(
+        &self,
+        giver: (DeviceId, &Device),
+        taker: (DeviceId, &Device),
+        arriving: u128,
+    ) -> bool {
+        let (given, taken) = (self.replicas_on(giver.0), self.replicas_on(taker.0));
+        given * mebibytes(taker.1) > taken.saturating_sub(arriving) * mebibytes(giver.1)
+    }
+
+    fn replicas_on(&self, device: DeviceId) -> u128 {
+        u128::from(self.replicas.get(&device).copied().unwrap_or(0))
     }
 
     /// Voters of one new copyset, the one that should lead first; None if there are too few
@@ -148,6 +183,10 @@ impl Load {
         *self.leaders.entry(voters[0]).or_default() += 1;
         Some(voters)
     }
+}
+
+fn mebibytes(device: &Device) -> u128 {
+    u128::from((device.capacity >> 20).max(1))
 }
 
 /// A hash of both, to break ties evenly (finalizer of SplitMix64).

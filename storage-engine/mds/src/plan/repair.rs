@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use curve_types::{CopysetId, DeviceId};
 
+use super::balance;
 use super::placement::Load;
 use crate::log::{self, WireId, command::Kind, ids_to_wire};
 use crate::state::{Copyset, Joining};
@@ -64,15 +65,15 @@ pub fn plan_observations(scene: Scene<'_>) -> Vec<Kind> {
 pub fn plan_replacements(scene: Scene<'_>) -> Vec<Kind> {
     let mut commands = Vec::new();
     let mut incoming: BTreeMap<DeviceId, Incoming> = BTreeMap::new();
+    let mut load = Load::of(scene);
     for (id, copyset) in &scene.state.copysets {
         let Some(joining) = copyset.joining else { continue };
-        if is_pointless(scene, joining) {
+        if is_pointless(scene, &load, copyset, joining) {
             commands.push(Kind::AbandonReplacement(replacement(*id, joining)));
         } else {
             incoming.entry(joining.add).or_default().add(replica_bytes(scene, copyset));
         }
     }
-    let mut load = Load::of(scene);
     let at_rest =
         |(_, copyset): &(&CopysetId, &Copyset)| copyset.active && copyset.joining.is_none();
     for (id, copyset) in scene.state.copysets.iter().filter(at_rest) {
@@ -103,20 +104,23 @@ pub fn plan_replacements(scene: Scene<'_>) -> Vec<Kind> {
     commands
 }
 
-/// The new replica's device is gone as well, or the old one is back.
-fn is_pointless(scene: Scene<'_>, joining: Joining) -> bool {
+/// The new replica's device is gone as well; or the old one is there, be it back or never gone,
+/// and the move does not even out the load or is in the way of a repair.
+fn is_pointless(scene: Scene<'_>, load: &Load, copyset: &Copyset, joining: Joining) -> bool {
     let gone = scene.view.is_down(joining.add, scene.now) || scene.is_out(joining.add);
-    gone || (scene.is_up(joining.remove) && !scene.is_out(joining.remove))
+    let in_the_way = || copyset.voters.iter().any(|voter| scene.is_out(*voter));
+    gone || scene.is_move(joining)
+        && (in_the_way() || !balance::still_evens_out(scene, load, joining))
 }
 
-fn replacement(id: CopysetId, joining: Joining) -> log::Replacement {
+pub fn replacement(id: CopysetId, joining: Joining) -> log::Replacement {
     let (remove, add) = (joining.remove.to_wire(), joining.add.to_wire());
     log::Replacement { copyset: id.0, remove, add }
 }
 
 /// Bytes of one replica of the copyset. Nobody counts them; taken is what a replica has on average
 /// on a device that is up and holds one, on the fullest such device, to be on the safe side.
-fn replica_bytes(scene: Scene<'_>, copyset: &Copyset) -> u64 {
+pub fn replica_bytes(scene: Scene<'_>, copyset: &Copyset) -> u64 {
     let average = |voter: &DeviceId| {
         let seen = scene.view.devices.get(voter)?;
         let all = scene.state.copysets.values().filter(|other| other.voters.contains(voter));
@@ -127,7 +131,7 @@ fn replica_bytes(scene: Scene<'_>, copyset: &Copyset) -> u64 {
 }
 
 /// Whether the device has room for so many bytes more.
-fn can_take_in(scene: Scene<'_>, device: DeviceId, bytes: u64) -> bool {
+pub fn can_take_in(scene: Scene<'_>, device: DeviceId, bytes: u64) -> bool {
     scene.view.devices.get(&device).is_some_and(|seen| {
         seen.used.saturating_add(bytes) <= seen.capacity / 100 * REPAIR_FULL_PERCENT
     })

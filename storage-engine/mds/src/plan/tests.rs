@@ -24,6 +24,8 @@ struct Group {
     voters: Vec<DeviceId>,
     learners: BTreeSet<DeviceId>,
     config_index: u64,
+    /// To whom leadership was last transferred.
+    chosen: Option<DeviceId>,
 }
 
 /// A cluster in which every order is carried out at once.
@@ -102,7 +104,8 @@ impl World {
         let ready =
             |voter: &&DeviceId| self.alive.contains_key(voter) && self.hosted[*voter].contains(&id);
         let alive: Vec<_> = group.voters.iter().filter(ready).collect();
-        (alive.len() > group.voters.len() / 2).then(|| *alive[0])
+        let chosen = group.chosen.filter(|chosen| alive.contains(&chosen));
+        (alive.len() > group.voters.len() / 2).then(|| chosen.unwrap_or(*alive[0]))
     }
 
     fn heartbeat(&mut self, id: DeviceId) {
@@ -154,7 +157,7 @@ impl World {
             self.hosted.get_mut(&id).expect("known").insert(copyset);
             if !host.initialize.is_empty() {
                 let voters = ids_from_wire(&host.initialize).expect("ids");
-                let formed = || Group { voters, config_index: 1, learners: BTreeSet::new() };
+                let formed = || Group { voters, config_index: 1, ..Group::default() };
                 self.groups.entry(copyset).or_insert_with(formed);
             }
         }
@@ -170,7 +173,9 @@ impl World {
         }
         for transfer in response.transfers {
             let to = DeviceId::from_wire(&transfer.to).expect("id");
-            assert!(self.groups[&CopysetId(transfer.copyset)].voters.contains(&to));
+            let group = self.groups.get_mut(&CopysetId(transfer.copyset)).expect("led");
+            assert!(group.voters.contains(&to));
+            group.chosen = Some(to);
         }
     }
 
@@ -178,6 +183,8 @@ impl World {
         let id = CopysetId(change.copyset);
         assert_eq!(change.mds_term, TERM);
         assert_eq!(self.leader(id), Some(leader), "orders go to leaders");
+        let stays = change.voters.is_empty() || change.voters.contains(&leader.to_wire());
+        assert!(stays, "no leader is told to take itself out");
         let wanted: Vec<DeviceId> = ids_from_wire(&change.voters).expect("ids");
         let add: Vec<DeviceId> = ids_from_wire(&change.add_learners).expect("ids");
         let group = self.groups.get_mut(&id).expect("led");

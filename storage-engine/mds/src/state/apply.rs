@@ -65,6 +65,7 @@ impl State {
             Kind::CloseSession(close) => self.close_session(close),
             Kind::Fenced(fenced) => self.fenced(fenced),
             Kind::SetLimits(set) => self.set_limits(set),
+            Kind::PreferLeader(prefer) => self.prefer_leader(prefer),
         }
     }
 
@@ -177,6 +178,7 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::BeginReplacement(_) => 25,
         Kind::AbandonReplacement(_) => 26,
         Kind::ObserveMembership(_) => 27,
+        Kind::PreferLeader(_) => 28,
         Kind::CreateVolume(_) => 30,
         Kind::ResizeVolume(_) => 31,
         Kind::DeleteVolume(_) => 32,
@@ -186,6 +188,6 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::OpenSession(_) => 36,
         Kind::CloseSession(_) => 37,
         Kind::Fenced(_) => 38,
-        Kind::SetLimits(_) => 60,
+        Kind::SetLimits(_) => 39,
     }
 }

@@ -173,6 +173,20 @@ impl State {
         done()
     }
 
+    /// Makes a voter the first one: the one that is to lead.
+    pub(super) fn prefer_leader(&mut self, prefer: log::PreferLeader) -> Applied {
+        let device = device_id(&prefer.device)?;
+        let copyset = self.copyset_mut(prefer.copyset)?;
+        let at = copyset.voters.iter().position(|voter| *voter == device);
+        let Some(at) = at.filter(|_| copyset.active) else {
+            let id = prefer.copyset;
+            let message = format!("copyset {id} is not formed yet or has no voter {device}");
+            return Err(Refusal::new(Reason::Precondition, message));
+        };
+        copyset.voters.swap(0, at);
+        done()
+    }
+
     fn copyset_mut(&mut self, id: u32) -> Result<&mut Copyset, Refusal> {
         let missing = || Refusal::new(Reason::NotFound, format!("copyset {id} does not exist"));
         self.copysets.get_mut(&CopysetId(id)).ok_or_else(missing)

@@ -41,6 +41,48 @@ fn apply_as(state: &mut State, request_id: Bytes, kind: Kind) -> Result<answer::
     }
 }
 
+/// A state with one active copyset on the first three devices.
+fn with_copyset() -> (State, CopysetId) {
+    let mut state = State::default();
+    let form = log::FormCluster {
+        cluster_id: cluster().to_wire(),
+        name: "demo".to_owned(),
+        members: Vec::new(),
+    };
+    apply(&mut state, Kind::FormCluster(form)).expect("formed");
+    for n in 1..=4 {
+        apply(&mut state, register(&format!("cs-{n}"), device(n), true, None)).expect("known");
+    }
+    let voters = ids_to_wire(&[device(1), device(2), device(3)]);
+    let placement = log::Placement { shard_first: 0, shard_end: SHARDS_PER_POOL, voters };
+    let add = log::AddCopysets { pool: 1, placements: vec![placement] };
+    apply(&mut state, Kind::AddCopysets(add)).expect("divided");
+    (state, CopysetId(1))
+}
+
+#[test]
+fn the_preferred_leader_outlasts_a_change_of_members() {
+    let (mut state, id) = with_copyset();
+    let prefer = |n| {
+        let device = device(n).to_wire();
+        Kind::PreferLeader(log::PreferLeader { copyset: id.0, device })
+    };
+    let (reason, _) = refusal(&mut state, prefer(2));
+    assert_eq!(reason, Reason::Precondition, "the first voter is still to form the group");
+    let active = Kind::ActivateCopysets(log::CopysetIds { ids: vec![id.0] });
+    apply(&mut state, active).expect("active");
+    assert_eq!(refusal(&mut state, prefer(4)).0, Reason::Precondition, "it is no voter");
+    apply(&mut state, prefer(2)).expect("a voter");
+    assert_eq!(state.copysets[&id].voters, [device(2), device(1), device(3)]);
+    let observe = log::ObservedMembership {
+        copyset: id.0,
+        config_index: 9,
+        voters: ids_to_wire(&[device(3), device(4), device(2)]),
+    };
+    apply(&mut state, Kind::ObserveMembership(observe)).expect("newer");
+    assert_eq!(state.copysets[&id].voters, [device(2), device(4), device(3)]);
+}
+
 fn refusal(state: &mut State, kind: Kind) -> (Reason, String) {
     let before = state.clone();
     let Refusal { reason, message } = apply(state, kind).expect_err("refused");
