@@ -22,9 +22,9 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::replica::{Machine, Replica, SnapshotData};
 use crate::room::LogRoom;
-use crate::snapshot::{Receiver, Target};
+use crate::snapshot::{Destination, Receiver, Target};
 use crate::types::{LeaderId, Membership, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
-use crate::{GroupReport, Leadership, ReadPolicy, SnapshotSink, Timing};
+use crate::{GroupReport, Leadership, ReadPolicy, Timing};
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
 pub(crate) type RaftMetrics = openraft::RaftMetrics<Types>;
@@ -196,7 +196,7 @@ pub(crate) fn elapsed(
 }
 
 impl Target for GroupCore {
-    fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install, Option<u64>), String> {
+    fn begin_install(&self) -> Result<Destination, String> {
         self.replica.begin_install().map_err(|error| error.to_string())
     }
 

@@ -18,8 +18,9 @@ use crate::blocking::patiently;
 use crate::codec::entry::{decode_blob, encode_blob};
 use crate::log::InstallGate;
 use crate::metrics::Metrics;
+use crate::snapshot::Destination;
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Types, log_id, position};
-use crate::{NoParts, SnapshotSink, SnapshotSource, StateMachine};
+use crate::{NoParts, SnapshotSource, StateMachine};
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<Types, SnapshotData>;
 
@@ -79,14 +80,11 @@ impl Replica {
         self.lock().last
     }
 
-    /// Also the index up to which is applied: what the sender has not changed since may be kept.
-    pub fn begin_install(
-        &self,
-    ) -> Result<(Box<dyn SnapshotSink>, Install, Option<u64>), StoreError> {
+    pub fn begin_install(&self) -> Result<Destination, StoreError> {
         let install = self.group.begin_install()?;
         let applied = self.lock();
         let base = applied.last.map(|last| last.index);
-        Ok((applied.machine.begin_install(), install, base))
+        Ok(Destination { sink: applied.machine.begin_install(), install, base })
     }
 
     fn apply(&self, entry: Entry) -> io::Result<Bytes> {
@@ -150,7 +148,8 @@ impl Machine {
 
     /// A snapshot of a replica in the same process: there is nothing to receive.
     fn take_in(&self, mut parts: Box<dyn SnapshotSource>) -> io::Result<Install> {
-        let (mut sink, install, _) = self.replica.begin_install().map_err(io::Error::other)?;
+        let destination = self.replica.begin_install().map_err(io::Error::other)?;
+        let Destination { mut sink, install, .. } = destination;
         while let Some(part) = parts.next()? {
             sink.put(&install, part)?;
         }

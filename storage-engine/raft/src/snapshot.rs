@@ -18,9 +18,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::codec::message::{
-    self, PartHead, Refusal, SnapshotBegun, SnapshotHead, read_reply,
-};
+use crate::codec::message::{self, PartHead, Refusal, SnapshotBegun, SnapshotHead, read_reply};
 use crate::codec::{Malformed, Reader};
 use crate::metrics::Metrics;
 use crate::peers::{DialError, Peers};
@@ -179,10 +177,17 @@ fn read_ahead(mut state: Bytes, mut parts: Box<dyn SnapshotSource>) -> mpsc::Rec
 /// Room for a part's own head beside 1 MiB of chunk bytes.
 const PART_SLACK: usize = 4096;
 
+/// Where a snapshot goes.
+pub(crate) struct Destination {
+    pub sink: Box<dyn SnapshotSink>,
+    pub install: Install,
+    /// Up to where the state that it replaces was applied; blocks of that may be kept.
+    pub base: Option<u64>,
+}
+
 /// What the receiving side asks of the replica.
 pub(crate) trait Target: Send + Sync + 'static {
-    /// Also up to which index the state that it may keep was applied.
-    fn begin_install(&self) -> Result<(Box<dyn SnapshotSink>, Install, Option<u64>), String>;
+    fn begin_install(&self) -> Result<Destination, String>;
     /// The replica's vote, and whether messages of this leader may be heard.
     fn admit(&self, leader: &Vote) -> Option<Vote>;
     /// Makes the switch; the answer is the replica's vote.
@@ -378,7 +383,7 @@ fn begin<T: Target>(
     if ours > head.vote {
         return Ok((None, SnapshotBegun { vote: ours, base: None }));
     }
-    let (sink, install, base) = target.begin_install()?;
+    let Destination { sink, install, base } = target.begin_install()?;
     let state = Vec::with_capacity(head.state_len as usize);
     let incoming = Incoming { head, sink, install, state, seq: 0 };
     Ok((Some(incoming), SnapshotBegun { vote: ours, base }))

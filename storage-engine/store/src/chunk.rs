@@ -345,9 +345,8 @@ mod tests {
         assert_eq!(chunk.write(6, block.clone()), Displaced::Memory);
         assert_eq!(chunk.adopt(6, on_device(6)), Displaced::Both(97));
         assert_eq!(chunk.write(6, block), Displaced::Device(13));
-        let held = |bytes: &Bytes, home| {
-            chunk.holds(6, &InMemory { bytes: bytes.clone(), written, home })
-        };
+        let held =
+            |bytes: &Bytes, home| chunk.holds(6, &InMemory { bytes: bytes.clone(), written, home });
         assert!(held(&bytes, home) && !held(&Bytes::from(vec![1; 4096]), home));
         assert!(!held(&bytes, None) && !held(&bytes, Some(addr(91))));
         chunk.flushed(6, addr(90));

@@ -185,7 +185,13 @@ impl Install {
         self.committed = true;
         let heads = self.heads.get_mut().unwrap_or_else(PoisonError::into_inner);
         let staged = Staged { space: self.space.clone(), heads: std::mem::take(heads) };
-        core.upkeep.switch(Switch { group: self.group.inner.clone(), staged, applied, state, done });
+        core.upkeep.switch(Switch {
+            group: self.group.inner.clone(),
+            staged,
+            applied,
+            state,
+            done,
+        });
     }
 }
 

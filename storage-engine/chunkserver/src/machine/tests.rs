@@ -8,8 +8,7 @@ use curve_store::{
     ChunkDelta, FormatOptions, Group, SimDisk, Store, StoreOptions, Written, format,
 };
 use curve_types::{
-    BLOCK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId,
-    VolumeId,
+    BLOCK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId, VolumeId,
 };
 use curve_wire::chunk::{Writer, decode_reply};
 use proptest::prelude::*;
@@ -376,40 +375,25 @@ fn transfer(from: &Rig, to: &mut Rig, since: Option<u64>) -> io::Result<usize> {
     Ok(bytes)
 }
 
-fn write(index: u32, block: u32, fill: u8) -> Command {
-    Command::Write {
-        range: ChunkRange {
-            key: key(1, index),
-            offset: block * BLOCK_SIZE as u32,
-            len: BLOCK_SIZE as u32,
-        },
-        writer: Writer { session: SessionId(1), epoch: Epoch(1), seq: 1, floor: 0 },
-        data: Bytes::from(vec![fill; BLOCK_SIZE as usize]),
-    }
+fn write_block(seq: u64, index: u32, block: u32) -> Command {
+    let offset = block * BLOCK_SIZE as u32;
+    let range = ChunkRange { key: key(1, index), offset, len: BLOCK_SIZE as u32 };
+    let data = Bytes::from(vec![seq as u8; BLOCK_SIZE as usize]);
+    Command::Write { range, writer: writer(1, seq, seq), data }
 }
 
 #[test]
 fn a_replica_that_was_away_is_sent_what_changed() {
     let (mut rig, mut away) = (Rig::new(), Rig::new());
-    for seq in 0..600u32 {
-        let Command::Write { range, writer, data } = write(seq % 3, seq / 3, seq as u8) else {
-            unreachable!("it is a write")
-        };
-        let writer = Writer { seq: seq.into(), ..writer };
-        let command = Command::Write { range, writer, data };
+    for seq in 0..600 {
+        let command = write_block(seq, seq as u32 % 3, seq as u32 / 3);
         for replica in [&mut rig, &mut away] {
             replica.run(&command).expect("accepted");
         }
     }
     let since = away.index;
-    for replica in [&mut rig, &mut away] {
-        replica.index += 1000;
-    }
-    let Command::Write { range, writer, data } = write(1, 5, 77) else {
-        unreachable!("it is a write")
-    };
-    rig.run(&Command::Write { range, writer: Writer { seq: 600, ..writer }, data })
-        .expect("accepted");
+    rig.index += 1000;
+    rig.run(&write_block(600, 1, 5)).expect("accepted");
 
     let all = transfer(&rig, &mut Rig::new(), None).expect("whole");
     assert!(all > 600 * 4096, "{all} bytes");

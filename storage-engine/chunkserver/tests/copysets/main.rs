@@ -392,6 +392,55 @@ async fn the_scrub_repairs_what_nobody_reads() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_missed_purged_entries_is_sent_what_changed() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let mut expected = stored(&rig, &volume, 1000).await?.concat();
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let away = (rig.leader(copyset_of(key)).await? + 1) % 3;
+    let holds =
+        |rig: &Rig, expected: &[u8]| anyhow::Ok(rig.stored(away, key, expected.len())? == expected);
+    // More than the unit in which the store remembers when a block was written.
+    for fill in 0..130 {
+        volume.write(0, Bytes::from(vec![fill; BLOCK])).await?;
+    }
+    expected[..BLOCK].fill(129);
+    while !holds(&rig, &expected)? {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rig.power_off(away).await?;
+    // Several times what the log holds.
+    let rewritten = 8 * BLOCK..24 * BLOCK;
+    for fill in 0..800u32 {
+        let data = Bytes::from(vec![fill as u8; rewritten.len()]);
+        volume.write(rewritten.start as u64, data).await?;
+    }
+    volume.discard(100 * BLOCK_SIZE, 50 * BLOCK_SIZE).await?;
+    expected[rewritten].fill(799u32 as u8);
+    expected[100 * BLOCK..150 * BLOCK].fill(0);
+    rig.power_on(away).await?;
+    let value = |metrics: &str, name: &str| {
+        let (_, value) = metrics.split_once(&format!("\ncurve_raft_{name}_total "))?;
+        value.lines().next()?.parse::<u64>().ok()
+    };
+    until(&rig, away, |metrics| value(metrics, "snapshots_installed") > Some(0)).await?;
+    let received = value(&rig.metrics(away)?, "snapshot_received_bytes");
+    ensure!(received < Some(1 << 20), "{received:?} bytes for 64 KiB that changed");
+    let mut tries = 0;
+    while !holds(&rig, &expected)? {
+        tries += 1;
+        ensure!(tries < 1000, "the replica does not catch up");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // In a checkpoint, not only in memory.
+    rig.power_off(away).await?;
+    rig.power_on(away).await?;
+    ensure!(holds(&rig, &expected)?);
+    Ok(())
+}
+
 /// Waits until a node exports what is wanted.
 async fn until(rig: &Rig, number: usize, wanted: impl Fn(&str) -> bool) -> Result<()> {
     for _ in 0..1000 {
