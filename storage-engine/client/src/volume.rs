@@ -1,5 +1,5 @@
-//! A volume as a block device: keeps IO to its limits, cuts it at chunk boundaries, numbers writes, keeps overlapping
-//! writes apart, and sends each piece to the leader of its copyset (`submit`).
+//! A volume as a block device: keeps IO to its limits, cuts it at chunk boundaries, numbers writes,
+//! keeps overlapping writes apart, and sends each piece to the leader of its copyset (`submit`).
 
 mod connections;
 mod fate;

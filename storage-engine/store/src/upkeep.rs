@@ -221,6 +221,8 @@ impl UpkeepThread {
         let mut log_replaced = false;
         let space = group.space.clone();
         let (chunks, mut dirty);
+        // Whole entries, and no repair between the two looks at the tables.
+        let excluded = group.lock_apply();
         if let Some(switch) = switch {
             meta.applied = Some(switch.applied);
             meta.state = switch.state.clone();
@@ -240,10 +242,10 @@ impl UpkeepThread {
                 chunks.get(&dirty.key).is_some_and(|chunk| chunk.holds(dirty.index, &dirty.block))
             });
         } else {
-            let _whole_entries = group.lock_apply();
             (meta.applied, meta.state) = group.state();
             (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
         }
+        drop(excluded);
         Some(Captured { id, meta, chunks, dirty, space, group, log_replaced })
     }
 

@@ -7,8 +7,8 @@ use curve_types::{CopysetId, DeviceId};
 use curve_wire::proto;
 
 use crate::log::{WireId, ids_to_wire};
-use crate::state::{Copyset, State};
-use crate::view::{Report, Scene};
+use crate::state::{Copyset, Joining, State};
+use crate::view::{Condition, Report, Scene};
 
 /// A device must have been up for so long before leadership is moved to it: one that keeps falling
 /// over should not take its copysets along.
@@ -48,12 +48,12 @@ pub fn heartbeat_response(
         if !leads {
             continue;
         }
-        if leaves(copyset, device, report) {
+        if leaves(scene, *id, copyset, device, report) {
             // A leader does not take itself out: the next one will.
             if response.transfers.is_empty() {
                 response.transfers.extend(plan_step_down(scene, *id, copyset, device, report));
             }
-        } else if let Some(change) = plan_change(*id, copyset, report, term) {
+        } else if let Some(change) = plan_change(scene, *id, copyset, report, term) {
             response.changes.push(change);
         } else if response.transfers.is_empty() {
             // One at a time: each costs its copyset a moment without a leader.
@@ -77,6 +77,7 @@ fn is_unneeded(scene: Scene<'_>, device: DeviceId, id: CopysetId, own: &Report) 
 
 /// The next step towards the wanted members, given what the leader reports.
 fn plan_change(
+    scene: Scene<'_>,
     id: CopysetId,
     copyset: &Copyset,
     report: &Report,
@@ -99,7 +100,7 @@ fn plan_change(
         Some(joining) if !report.learners.contains(&joining.add) => {
             order(Vec::new(), vec![joining.add])
         }
-        Some(joining) if report.caught_up.contains(&joining.add) => {
+        Some(joining) if may_exchange(scene, id, copyset, joining, report) => {
             let exchange = |voter: &DeviceId| match *voter == joining.remove {
                 true => joining.add,
                 false => *voter,
@@ -113,12 +114,31 @@ fn plan_change(
     }
 }
 
+/// Whether the new replica may take the old one's place. One that leaves for balance alone stays
+/// while another is away: three copies are better than two.
+fn may_exchange(
+    scene: Scene<'_>,
+    id: CopysetId,
+    copyset: &Copyset,
+    joining: Joining,
+    report: &Report,
+) -> bool {
+    let whole = || scene.condition(id, copyset) == Condition::Whole;
+    report.caught_up.contains(&joining.add) && (!scene.is_move(joining) || whole())
+}
+
 /// Whether the leader is to be taken out of the group now.
-fn leaves(copyset: &Copyset, leader: DeviceId, report: &Report) -> bool {
-    copyset.has_voters(&report.voters)
-        && copyset.joining.is_some_and(|joining| {
-            joining.remove == leader && report.caught_up.contains(&joining.add)
-        })
+fn leaves(
+    scene: Scene<'_>,
+    id: CopysetId,
+    copyset: &Copyset,
+    leader: DeviceId,
+    report: &Report,
+) -> bool {
+    let due = |joining: Joining| {
+        joining.remove == leader && may_exchange(scene, id, copyset, joining, report)
+    };
+    copyset.has_voters(&report.voters) && copyset.joining.is_some_and(due)
 }
 
 /// Leadership of a device that is to be taken out goes to a voter that stays.
