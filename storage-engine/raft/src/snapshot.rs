@@ -204,8 +204,9 @@ type Delivery = (u16, Bytes, Replier);
 
 #[derive(Default)]
 pub(crate) struct Receiver {
-    /// The transfer that is coming in, if any; a new one replaces it.
-    current: Mutex<Option<mpsc::Sender<Delivery>>>,
+    /// The transfer that is coming in, if any; a new one replaces it. What still arrives of the old
+    /// one, over another connection, must not disturb it.
+    current: Mutex<Option<(Option<u64>, mpsc::Sender<Delivery>)>>,
     /// The last one did not fit the state here: the next is to bring everything.
     wants_all: Arc<AtomicBool>,
 }
@@ -220,11 +221,12 @@ impl Receiver {
         frame: Frame,
         replier: Replier,
     ) {
+        let transfer = message::transfer_of(&frame.body);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if frame.header.kind == message::SNAPSHOT_BEGIN {
             // One more than the sender has in flight, for the finish.
             let (sender, inbox) = mpsc::channel(PARTS_IN_FLIGHT + 1);
-            *current = Some(sender);
+            *current = Some((transfer, sender));
             let (target, metrics) = (target.clone(), metrics.clone());
             let wants_all = self.wants_all.clone();
             tokio::spawn(async move {
@@ -237,14 +239,14 @@ impl Receiver {
         }
         let delivery = (frame.header.kind, frame.body, replier);
         let refused = match &*current {
-            Some(inbox) => match inbox.try_send(delivery) {
+            Some((known, inbox)) if *known == transfer => match inbox.try_send(delivery) {
                 Ok(()) => return,
                 Err(mpsc::error::TrySendError::Full((_, _, replier))) => (replier, Refusal::Busy),
                 Err(mpsc::error::TrySendError::Closed((_, _, replier))) => {
                     (replier, Refusal::Snapshot)
                 }
             },
-            None => (delivery.2, Refusal::Snapshot),
+            _ => (delivery.2, Refusal::Snapshot),
         };
         refuse(refused.0, refused.1);
     }

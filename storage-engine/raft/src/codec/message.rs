@@ -272,6 +272,12 @@ pub(crate) fn encode_probe_reply(granted: bool) -> Bytes {
     out.freeze()
 }
 
+/// The transfer that a `SNAPSHOT_*` frame belongs to; all bodies begin with it. None if it is too
+/// short, which those who decode it say.
+pub(crate) fn transfer_of(body: &Bytes) -> Option<u64> {
+    Some(u64::from_le_bytes(*body.first_chunk()?))
+}
+
 /// Opens a snapshot transfer. `transfer` names it in the frames that follow.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct SnapshotHead {
