@@ -11,7 +11,7 @@ use crate::chunk::{BlockAddr, Chunk, TableBlock, Written};
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::log::{LogPosition, Vote};
 use crate::root::Root;
-use crate::{Disk, StoreError, Superblock};
+use crate::{BlockSet, Disk, StoreError, Superblock};
 
 /// Length of a frame with its header.
 pub(crate) const FRAME_LEN: usize = 256 << 10;
@@ -20,7 +20,6 @@ const MAGIC: u32 = u32::from_le_bytes(*b"CKPT");
 const HEADER_LEN: usize = 4 + 8 + 8 + 4 + 4 + 4;
 /// Blocks in a chunk from which the dense form is the shorter one.
 const DENSE_FROM: usize = 64;
-const BITMAP_LEN: usize = BLOCKS_PER_CHUNK as usize / 8;
 
 /// What a checkpoint says of a group, besides its chunks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -126,9 +125,8 @@ impl<'a> Writer<'a> {
         self.put_u16(count as u16);
         self.put_u8(u8::from(dense));
         if dense {
-            let mut bitmap = [0; BITMAP_LEN];
-            chunk.table_blocks().for_each(|(i, _)| bitmap[usize::from(i) / 8] |= 1 << (i % 8));
-            self.put_bytes(&bitmap);
+            let blocks: BlockSet = chunk.table_blocks().map(|(index, _)| index).collect();
+            self.put_bytes(blocks.as_bytes());
         }
         for (index, TableBlock { addr, written }) in chunk.table_blocks() {
             if !dense {
@@ -299,9 +297,9 @@ impl<'a> Reader<'a> {
             if count == 0 || u64::from(count) > BLOCKS_PER_CHUNK {
                 return Err(Malformed("a chunk's number of blocks is out of range").into());
             }
-            let bitmap = if dense { self.array::<BITMAP_LEN>()? } else { [0; BITMAP_LEN] };
-            let mut set = (0..BLOCKS_PER_CHUNK as u16)
-                .filter(|i| bitmap[usize::from(*i) / 8] >> (i % 8) & 1 != 0);
+            let blocks = if dense { self.array()? } else { [0; BlockSet::LEN] };
+            let blocks = BlockSet::from_bytes(blocks);
+            let mut set = blocks.iter();
             let mut chunk = Chunk::default();
             chunk.change_at(changed);
             for _ in 0..count {

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use curve_types::{BLOCK_SIZE, BLOCKS_PER_CHUNK, ChunkKey};
+use curve_types::{BLOCK_SIZE, ChunkKey};
 
 use crate::chunk::{Displaced, Written};
 use crate::core::Switch;
 use crate::space::{ChunkMap, Space, check_range};
-use crate::{Done, Group, LogPosition, StoreError};
+use crate::{BlockSet, Done, Group, LogPosition, StoreError};
 
 /// What the receiver of a snapshot keeps of a chunk; what arrives of it replaces that.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,19 +22,15 @@ pub enum Keep {
     Nothing,
     /// No entry since has changed it.
     All,
-    /// Block `i` if bit `i % 8` of byte `i / 8` is set.
-    Blocks(Box<[u8; Self::BITMAP_LEN]>),
+    Blocks(Box<BlockSet>),
 }
 
 impl Keep {
-    pub const BITMAP_LEN: usize = BLOCKS_PER_CHUNK as usize / 8;
-
     pub fn of_blocks(blocks: impl IntoIterator<Item = u16>) -> Self {
-        let mut bitmap = Box::new([0; Self::BITMAP_LEN]);
-        blocks.into_iter().for_each(|i| bitmap[usize::from(i) / 8] |= 1 << (i % 8));
-        match bitmap.iter().any(|byte| *byte != 0) {
-            true => Self::Blocks(bitmap),
-            false => Self::Nothing,
+        let blocks: BlockSet = blocks.into_iter().collect();
+        match blocks.is_empty() {
+            true => Self::Nothing,
+            false => Self::Blocks(Box::new(blocks)),
         }
     }
 
@@ -42,12 +38,8 @@ impl Keep {
         match self {
             Self::Nothing => false,
             Self::All => true,
-            Self::Blocks(bitmap) => bitmap[usize::from(block) / 8] >> (block % 8) & 1 != 0,
+            Self::Blocks(blocks) => blocks.has(block),
         }
-    }
-
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = u16> + '_ {
-        (0..BLOCKS_PER_CHUNK as u16).filter(|block| self.keeps(*block))
     }
 }
 

@@ -6,6 +6,7 @@
 mod aligned;
 mod alloc;
 mod apply;
+mod block_set;
 mod checkpoint;
 mod chunk;
 mod codec;
@@ -34,6 +35,7 @@ mod wal;
 #[cfg(feature = "sim")]
 pub use crate::{disk::SimDisk, superblock::format_small};
 pub use apply::Apply;
+pub use block_set::BlockSet;
 pub use chunk::Written;
 pub use disk::{AsyncReads, Disk, FileDisk};
 pub use error::StoreError;

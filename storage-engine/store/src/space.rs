@@ -318,9 +318,9 @@ impl Space {
     /// Gives a block other bytes for those that it should have had all along: a repair, or what a
     /// peer sends of a snapshot. When it was written stays `written`.
     pub fn put(&self, key: ChunkKey, first: u16, data: &Bytes, written: &[Written]) {
-        let bytes = |i: usize| data.slice(i * BLOCK as usize..(i + 1) * BLOCK as usize);
         let in_memory = |(i, written): (usize, &Written)| {
-            (first + i as u16, InMemory { bytes: bytes(i), written: *written, home: None })
+            let bytes = nth_block(data, i);
+            (first + i as u16, InMemory { bytes, written: *written, home: None })
         };
         if let Some(mut tables) = self.changeable() {
             let blocks = written.iter().enumerate().map(in_memory).collect();
@@ -340,7 +340,7 @@ impl Space {
         match keep {
             Keep::Nothing => true,
             Keep::All => chunk.is_some_and(|chunk| chunk.changed() == changed),
-            Keep::Blocks(_) => chunk.is_some_and(|chunk| keep.blocks().all(|i| chunk.has(i))),
+            Keep::Blocks(kept) => chunk.is_some_and(|chunk| kept.iter().all(|i| chunk.has(i))),
         }
     }
 
@@ -405,9 +405,9 @@ impl Space {
         }
         let written = Written::at(entry);
         if let Some(payload) = payload {
-            let bytes = |i: usize| payload.slice(i * BLOCK as usize..(i + 1) * BLOCK as usize);
             let landing = blocks.iter().enumerate().map(|(i, addr)| {
-                (first + i as u16, InMemory { bytes: bytes(i), written, home: Some(*addr) })
+                let bytes = nth_block(payload, i);
+                (first + i as u16, InMemory { bytes, written, home: Some(*addr) })
             });
             self.put_blocks(&mut tables, entry, key, landing.collect());
             return true;
@@ -511,6 +511,10 @@ impl Space {
             keys.iter().filter_map(|key| tables.chunks.remove(key)).collect();
         self.forget(chunks.into_iter());
     }
+}
+
+fn nth_block(data: &Bytes, n: usize) -> Bytes {
+    data.slice(n * BLOCK as usize..(n + 1) * BLOCK as usize)
 }
 
 /// The end of a range that lies within a chunk.

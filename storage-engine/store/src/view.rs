@@ -74,7 +74,7 @@ impl ChunkView {
 
     /// Runs of blocks that hold data, in order. Everything else of the chunk is holes.
     pub fn block_ranges(&self, key: ChunkKey) -> Vec<Range<u32>> {
-        self.chunk(key).map(|chunk| runs(chunk.occupied())).unwrap_or_default()
+        self.delta(key, None).runs
     }
 
     /// What must be sent of a chunk to a replica that has applied entries up to `since`, which is

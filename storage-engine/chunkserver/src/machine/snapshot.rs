@@ -14,12 +14,12 @@ use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use curve_raft::{SnapshotSink, SnapshotSource};
-use curve_store::{ChunkDelta, ChunkView, Install, Keep, StoreError, Written};
+use curve_store::{BlockSet, ChunkDelta, ChunkView, Install, Keep, StoreError, Written};
 use curve_types::{BLOCK_SIZE, BLOCKS_PER_CHUNK, ChunkIndex, ChunkKey, VolumeId};
 
 const PART_LEN_MAX: usize = 1 << 20;
 /// Longest record without data.
-const HEAD_LEN_MAX: usize = 21 + 8 + Keep::BITMAP_LEN;
+const HEAD_LEN_MAX: usize = 21 + 8 + BlockSet::LEN;
 const BLOCKS_HEAD_LEN: usize = 21 + 8;
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -76,8 +76,8 @@ impl Sender {
         };
         put_key(part, kind, key);
         part.put_u64_le(changed);
-        if let Keep::Blocks(bitmap) = keep {
-            part.put_slice(&bitmap[..]);
+        if let Keep::Blocks(blocks) = keep {
+            part.put_slice(blocks.as_bytes());
         }
         self.runs = runs.into_iter().map(|run| (key, run)).collect();
     }
@@ -170,9 +170,9 @@ fn decode_record(part: &mut Bytes) -> io::Result<Record> {
         KEEP_NOTHING => Keep::Nothing,
         KEEP_ALL => Keep::All,
         KEEP_BLOCKS => {
-            let mut bitmap = Box::new([0; Keep::BITMAP_LEN]);
-            take(part, Keep::BITMAP_LEN, "bitmap")?.copy_to_slice(&mut bitmap[..]);
-            Keep::Blocks(bitmap)
+            let mut bitmap = [0; BlockSet::LEN];
+            take(part, BlockSet::LEN, "bitmap")?.copy_to_slice(&mut bitmap);
+            Keep::Blocks(Box::new(BlockSet::from_bytes(bitmap)))
         }
         BLOCKS => {
             let (first, count) = (head.get_u32_le(), head.get_u32_le());
