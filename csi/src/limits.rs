@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use curve_types::{LimitKind, LimitsChange};
 
 use crate::error::CsiError;
-use crate::parameters::KUBERNETES_PREFIX;
+use crate::parameters::unknown_keys;
 
 const KEYS: [(&str, LimitKind); 7] = [
     ("iops", LimitKind::Iops),
@@ -61,15 +61,8 @@ pub fn parse(field: &'static str, map: &HashMap<String, String>) -> Result<Limit
 /// The parameters of a VolumeAttributesClass, of which nothing but limits can be changed.
 pub fn parse_mutable(map: &HashMap<String, String>) -> Result<LimitsChange, CsiError> {
     const FIELD: &str = "mutable_parameters";
-    let mut unknown: Vec<&str> = map
-        .keys()
-        .map(String::as_str)
-        .filter(|key| !is_limit(key) && !key.starts_with(KUBERNETES_PREFIX))
-        .collect();
-    unknown.sort_unstable();
-    if !unknown.is_empty() {
-        let (unknown, known) = (unknown.join(", "), known());
-        let reason = format!("{unknown} cannot be changed; what can be is {known}");
+    if let Some(unknown) = unknown_keys(map, is_limit) {
+        let reason = format!("{unknown} cannot be changed; what can be is {}", known());
         return Err(CsiError::invalid(FIELD, reason));
     }
     parse(FIELD, map)

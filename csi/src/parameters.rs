@@ -15,7 +15,7 @@ pub const POOL: &str = "pool";
 /// The pool that a cluster has when nobody made one.
 const POOL_DEFAULT: &str = "default";
 /// Keys that Kubernetes adds by itself.
-pub const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
+const KUBERNETES_PREFIX: &str = "csi.storage.k8s.io/";
 
 /// What a StorageClass says about a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,18 +29,11 @@ impl Parameters {
     /// Refuses an unknown key, since it is most likely a misspelt known one. `None` only if the
     /// map names no cluster.
     pub fn parse(map: &HashMap<String, String>) -> Result<Option<Self>, CsiError> {
-        let mut unknown: Vec<&str> = map
-            .keys()
-            .map(String::as_str)
-            .filter(|key| ![CLUSTER, POOL].contains(key) && !limits::is_limit(key))
-            .filter(|key| !key.starts_with(KUBERNETES_PREFIX))
-            .collect();
-        unknown.sort_unstable();
-        if !unknown.is_empty() {
+        let is_known = |key: &str| [CLUSTER, POOL].contains(&key) || limits::is_limit(key);
+        if let Some(unknown) = unknown_keys(map, is_known) {
             let reason = format!(
-                "unknown parameter {}; known are {CLUSTER} (NAMESPACE/NAME of the CurveCluster), \
-                 {POOL} (default {POOL_DEFAULT}), {} and {KUBERNETES_PREFIX}*",
-                unknown.join(", "),
+                "unknown parameter {unknown}; known are {CLUSTER} (NAMESPACE/NAME of the \
+                 CurveCluster), {POOL} (default {POOL_DEFAULT}), {} and {KUBERNETES_PREFIX}*",
                 limits::known()
             );
             return Err(CsiError::invalid("parameters", reason));
@@ -61,6 +54,17 @@ impl Parameters {
             CsiError::invalid("parameters", "cluster is missing: NAMESPACE/NAME of a CurveCluster")
         })
     }
+}
+
+/// The keys that are neither known nor Kubernetes' own, in order.
+pub fn unknown_keys(
+    map: &HashMap<String, String>,
+    is_known: impl Fn(&str) -> bool,
+) -> Option<String> {
+    let unknown = |key: &&str| !is_known(key) && !key.starts_with(KUBERNETES_PREFIX);
+    let mut unknown: Vec<&str> = map.keys().map(String::as_str).filter(unknown).collect();
+    unknown.sort_unstable();
+    (!unknown.is_empty()).then(|| unknown.join(", "))
 }
 
 /// Reads the cluster's name from a map that carries it.

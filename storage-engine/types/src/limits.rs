@@ -167,6 +167,40 @@ impl From<VolumeLimits> for LimitsChange {
     }
 }
 
+/// Turns `LimitsChange` into a message that has the same fields, and back.
+#[macro_export]
+macro_rules! convert_limits {
+    ($message:path) => {
+        impl From<$crate::LimitsChange> for $message {
+            fn from(change: $crate::LimitsChange) -> Self {
+                Self {
+                    iops: change.iops,
+                    read_iops: change.read_iops,
+                    write_iops: change.write_iops,
+                    bytes_per_second: change.bytes_per_second,
+                    read_bytes_per_second: change.read_bytes_per_second,
+                    write_bytes_per_second: change.write_bytes_per_second,
+                    burst_seconds: change.burst_seconds,
+                }
+            }
+        }
+
+        impl From<$message> for $crate::LimitsChange {
+            fn from(message: $message) -> Self {
+                Self {
+                    iops: message.iops,
+                    read_iops: message.read_iops,
+                    write_iops: message.write_iops,
+                    bytes_per_second: message.bytes_per_second,
+                    read_bytes_per_second: message.read_bytes_per_second,
+                    write_bytes_per_second: message.write_bytes_per_second,
+                    burst_seconds: message.burst_seconds,
+                }
+            }
+        }
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

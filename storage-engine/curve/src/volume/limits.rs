@@ -44,23 +44,14 @@ pub struct LimitArgs {
 
 impl LimitArgs {
     pub fn change(self) -> LimitsChange {
-        let Self {
-            iops,
-            read_iops,
-            write_iops,
-            bytes_per_second,
-            read_bytes_per_second,
-            write_bytes_per_second,
-            burst_seconds,
-        } = self;
         LimitsChange {
-            iops,
-            read_iops,
-            write_iops,
-            bytes_per_second,
-            read_bytes_per_second,
-            write_bytes_per_second,
-            burst_seconds,
+            iops: self.iops,
+            read_iops: self.read_iops,
+            write_iops: self.write_iops,
+            bytes_per_second: self.bytes_per_second,
+            read_bytes_per_second: self.read_bytes_per_second,
+            write_bytes_per_second: self.write_bytes_per_second,
+            burst_seconds: self.burst_seconds,
         }
     }
 }

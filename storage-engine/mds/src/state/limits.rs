@@ -26,51 +26,7 @@ pub(super) fn validate_limits(limits: VolumeLimits) -> Result<(), Refusal> {
     Ok(())
 }
 
-impl From<LimitsChange> for log::VolumeLimits {
-    fn from(change: LimitsChange) -> Self {
-        let LimitsChange {
-            iops,
-            read_iops,
-            write_iops,
-            bytes_per_second,
-            read_bytes_per_second,
-            write_bytes_per_second,
-            burst_seconds,
-        } = change;
-        Self {
-            iops,
-            read_iops,
-            write_iops,
-            bytes_per_second,
-            read_bytes_per_second,
-            write_bytes_per_second,
-            burst_seconds,
-        }
-    }
-}
-
-impl From<log::VolumeLimits> for LimitsChange {
-    fn from(message: log::VolumeLimits) -> Self {
-        let log::VolumeLimits {
-            iops,
-            read_iops,
-            write_iops,
-            bytes_per_second,
-            read_bytes_per_second,
-            write_bytes_per_second,
-            burst_seconds,
-        } = message;
-        Self {
-            iops,
-            read_iops,
-            write_iops,
-            bytes_per_second,
-            read_bytes_per_second,
-            write_bytes_per_second,
-            burst_seconds,
-        }
-    }
-}
+curve_types::convert_limits!(log::VolumeLimits);
 
 /// None for a volume without limits, as most are.
 pub(super) fn store_limits(limits: VolumeLimits) -> Option<log::VolumeLimits> {
