@@ -143,6 +143,12 @@ impl<'a> Scene<'a> {
         self.view.is_up(device, self.now)
     }
 
+    /// Whether it has been up for so long.
+    pub fn is_steady(&self, device: DeviceId, time: Duration) -> bool {
+        let seen = self.view.devices.get(&device);
+        self.is_up(device) && seen.is_some_and(|seen| self.now - seen.up_since >= time)
+    }
+
     /// Its replicas are to be re-created elsewhere: it was wiped, or silent for too long.
     pub fn is_out(&self, id: DeviceId) -> bool {
         self.is_wiped(id) || self.view.silence(id, self.now) > self.out_after.max(DOWN_AFTER)

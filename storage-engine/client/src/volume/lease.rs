@@ -1,5 +1,4 @@
-//! Keeps a session alive at the MDS and learns from it: a new size, other
-//! limits, or the end.
+//! Keeps a session alive at the MDS and learns from it: a new size, other limits, or the end.
 //!
 //! An MDS that does not answer stops nothing: fences are kept by the copysets, not by a clock.
 

@@ -44,10 +44,8 @@ pub fn plan_moves(scene: Scene<'_>) -> Vec<Kind> {
             let takers = givers
                 .iter()
                 .take_while(|(taker, facts)| load.evens_out((*giver, device), (*taker, facts)));
-            let takers = takers.filter(|(taker, _)| {
-                let up_since = scene.view.devices.get(taker).map(|seen| seen.up_since);
-                !busy.contains(taker) && up_since.is_some_and(|at| scene.now - at >= STEADY)
-            });
+            let takers = takers
+                .filter(|(taker, _)| !busy.contains(taker) && scene.is_steady(*taker, STEADY));
             // Pools that share devices are to share each of them.
             let takers =
                 takers.filter(|(taker, facts)| own.is_fuller((*giver, device), (*taker, facts), 0));

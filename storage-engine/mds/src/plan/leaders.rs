@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use curve_types::{CopysetId, DeviceId, PoolId};
 
 use super::balance::is_calm;
-use super::orders::is_steady;
+use super::orders::may_lead;
 use crate::log::{self, WireId, command::Kind};
 use crate::state::Copyset;
 use crate::view::Scene;
@@ -80,7 +80,7 @@ fn choose(
     let evens_out = |taker: Share| {
         giver.leaders.saturating_sub(1) * taker.replicas >= (taker.leaders + 1) * giver.replicas
     };
-    let others = others.iter().filter(|id| !busy.contains(id) && is_steady(scene, **id));
+    let others = others.iter().filter(|id| !busy.contains(id) && may_lead(scene, **id));
     let takers = others.filter_map(|id| Some((*id, *shares.get(id)?)));
     let takers = takers.filter(|(_, taker)| giver.leaders > 0 && evens_out(*taker));
     takers

@@ -165,15 +165,12 @@ fn plan_transfer(
 ) -> Option<proto::TransferLeader> {
     let to = *copyset.voters.first()?;
     let due = to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
-    (due && is_steady(scene, to)).then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+    (due && may_lead(scene, to)).then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 
 /// Whether the device may be given leadership.
-pub fn is_steady(scene: Scene<'_>, device: DeviceId) -> bool {
-    let seen = scene.view.devices.get(&device);
-    scene.is_up(device)
-        && !scene.is_out(device)
-        && seen.is_some_and(|seen| scene.now - seen.up_since >= STEADY)
+pub fn may_lead(scene: Scene<'_>, device: DeviceId) -> bool {
+    scene.is_steady(device, STEADY) && !scene.is_out(device)
 }
 
 /// Addresses of all devices.
