@@ -42,7 +42,7 @@ impl VolumeService for Mds {
         limits: VolumeLimits,
     ) -> Result<VolumeInfo, VolumeError> {
         let (name, pool) = (name.to_owned(), pool.to_owned());
-        let volume = CreateVolume { name, pool, size, limits };
+        let volume = CreateVolume { name, pool, size, limits, source: None };
         volume_info(self.client.create_volume(volume).await.map_err(error)?)
     }
 

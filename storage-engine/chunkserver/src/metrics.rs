@@ -195,5 +195,7 @@ fn outcome(error: &ChunkError) -> &'static str {
         ChunkError::BadRequest => "bad_request",
         ChunkError::Forbidden => "forbidden",
         ChunkError::Damaged => "damaged",
+        ChunkError::Frozen => "frozen",
+        ChunkError::Thawed => "thawed",
     }
 }

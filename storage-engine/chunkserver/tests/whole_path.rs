@@ -192,6 +192,7 @@ impl Cluster {
             pool: "default".into(),
             size,
             limits: Default::default(),
+            source: None,
         };
         self.client.create_volume(volume).await?;
         Ok(())

@@ -119,7 +119,7 @@ pub fn run(args: Args) -> Result<()> {
         match verb {
             Verb::Create { name, size, pool, limits } => {
                 let limits = limits.change().apply_to(VolumeLimits::default());
-                let volume = CreateVolume { name, pool, size: size.0, limits };
+                let volume = CreateVolume { name, pool, size: size.0, limits, source: None };
                 let volume = mds.create_volume(volume).await?;
                 print_one(format, &volume)
             }

@@ -71,10 +71,30 @@ impl ShardRange {
 /// at a place that depends on the volume, so that both a single large volume and many small ones
 /// load every copyset alike.
 pub fn chunk_shard(key: ChunkKey) -> ShardId {
-    let start = splitmix64(key.volume.0.as_u128() as u64 ^ (key.volume.0.as_u128() >> 64) as u64);
     let stride = SHARDS_PER_POOL / SHARDS_PER_VOLUME;
     let slot = bit_reverse_slot(key.index.0 % SHARDS_PER_VOLUME);
-    ShardId(((start % u64::from(SHARDS_PER_POOL)) as u32 + slot * stride) % SHARDS_PER_POOL)
+    ShardId((first_shard(key.volume) + slot * stride) % SHARDS_PER_POOL)
+}
+
+/// Shard of a volume's first chunk; those of the others follow from it.
+fn first_shard(volume: VolumeId) -> u32 {
+    let id = volume.0.as_u128();
+    (splitmix64(id as u64 ^ (id >> 64) as u64) % u64::from(SHARDS_PER_POOL)) as u32
+}
+
+impl VolumeId {
+    /// A fresh random identity whose chunks lie in the same shards as those of `other`, so that
+    /// each copyset can give it the blocks of `other`'s chunks. One in `SHARDS_PER_POOL` random
+    /// ones is, which takes well under a millisecond to find.
+    pub fn random_beside(other: Self) -> Self {
+        let place = first_shard(other);
+        loop {
+            let candidate = Self::random();
+            if first_shard(candidate) == place {
+                return candidate;
+            }
+        }
+    }
 }
 
 /// Orders the slots so that any run of neighbouring chunks spreads over the whole shard space.
@@ -156,6 +176,17 @@ mod tests {
             .map(|shard| ranges.iter().position(|r| r.contains(shard)))
             .collect();
         assert_eq!(owners.len(), 8);
+    }
+
+    #[test]
+    fn a_volume_beside_another_lies_in_the_same_shards() {
+        let volume = VolumeId::random();
+        let beside = VolumeId::random_beside(volume);
+        assert_ne!(volume, beside);
+        for index in (0..130).map(ChunkIndex) {
+            let shard = |volume| chunk_shard(ChunkKey { volume, index });
+            assert_eq!(shard(volume), shard(beside));
+        }
     }
 
     #[test]

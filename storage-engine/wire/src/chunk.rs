@@ -15,6 +15,8 @@
 //! | 40 | 8 | epoch |
 //! | 48 | 8 | seq |
 //! | 56 | 8 | floor |
+//!
+//! Payload of a command about a snapshot: the id of the snapshot (16).
 
 use bytes::{Bytes, BytesMut};
 use curve_types::{
@@ -39,6 +41,9 @@ const OP_DELETE: u8 = 5;
 const OP_READ: u8 = 6;
 const OP_REVOKE: u8 = 7;
 const OP_PEER_READ: u8 = 8;
+const OP_SNAPSHOT: u8 = 9;
+const OP_THAW: u8 = 10;
+const OP_RESTORE: u8 = 11;
 
 /// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
 /// unresolved, so that no delayed duplicate below it may take effect any more.
@@ -90,6 +95,25 @@ pub enum Command {
     DeleteVolume {
         volume: VolumeId,
     },
+    /// Keep what the volume's chunks are now as those of `snapshot`, and freeze the volume: until
+    /// it is thawed, its writes are refused. A repetition is done while that freeze lasts, and
+    /// `Thawed` later.
+    Snapshot {
+        volume: VolumeId,
+        snapshot: VolumeId,
+    },
+    /// End the freeze that `snapshot` began; done if that is over.
+    Thaw {
+        volume: VolumeId,
+        snapshot: VolumeId,
+    },
+    /// Give the volume the chunks of `snapshot` for its own, once: at or below an epoch that it
+    /// was done at before it changes nothing. Refuses, for good, what is below `epoch`.
+    Restore {
+        volume: VolumeId,
+        snapshot: VolumeId,
+        epoch: Epoch,
+    },
 }
 
 /// A read by a session.
@@ -105,7 +129,7 @@ pub struct Read {
 pub enum ChunkMessageError {
     #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
     Short(usize),
-    #[error("chunk operation is {0}, expected 1 to 8")]
+    #[error("chunk operation is {0}, expected 1 to 11")]
     Operation(u8),
     #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
     Range { offset: u32, len: u32 },
@@ -197,6 +221,16 @@ impl Command {
             Self::DeleteVolume { volume } => {
                 (Self::volume_header(OP_DELETE, *volume, Writer::default()), Bytes::new())
             }
+            Self::Snapshot { volume, snapshot } => {
+                (Self::volume_header(OP_SNAPSHOT, *volume, Writer::default()), id_bytes(*snapshot))
+            }
+            Self::Thaw { volume, snapshot } => {
+                (Self::volume_header(OP_THAW, *volume, Writer::default()), id_bytes(*snapshot))
+            }
+            Self::Restore { volume, snapshot, epoch } => {
+                let writer = Writer { epoch: *epoch, ..Writer::default() };
+                (Self::volume_header(OP_RESTORE, *volume, writer), id_bytes(*snapshot))
+            }
         };
         (Bytes::copy_from_slice(&header.encode()), data)
     }
@@ -234,6 +268,18 @@ impl Command {
                 min_epoch: header.writer.epoch,
             }),
             OP_DELETE => Ok(Self::DeleteVolume { volume: header.volume }),
+            OP_SNAPSHOT | OP_THAW | OP_RESTORE => {
+                let OpHeader { volume, writer: Writer { epoch, .. }, .. } = header;
+                let found = payload.len();
+                let raw = payload[..].try_into();
+                let raw = raw.map_err(|_| ChunkMessageError::Payload { found, expected: 16 })?;
+                let snapshot = VolumeId::from_bytes(raw);
+                Ok(match header.op {
+                    OP_SNAPSHOT => Self::Snapshot { volume, snapshot },
+                    OP_THAW => Self::Thaw { volume, snapshot },
+                    _ => Self::Restore { volume, snapshot, epoch },
+                })
+            }
             other => Err(ChunkMessageError::Operation(other)),
         }
     }
@@ -246,9 +292,16 @@ impl Command {
             | Self::Discard { range, .. } => range.key.volume,
             Self::Fence { volume, .. }
             | Self::Revoke { volume, .. }
-            | Self::DeleteVolume { volume } => *volume,
+            | Self::DeleteVolume { volume }
+            | Self::Snapshot { volume, .. }
+            | Self::Thaw { volume, .. }
+            | Self::Restore { volume, .. } => *volume,
         }
     }
+}
+
+fn id_bytes(id: VolumeId) -> Bytes {
+    Bytes::copy_from_slice(&id.to_bytes())
 }
 
 impl Read {
@@ -350,6 +403,12 @@ pub enum ChunkError {
     /// Stored bytes do not match their checksum.
     #[error("stored data is damaged")]
     Damaged,
+    /// A snapshot is being taken. Nothing was applied; it is over within seconds.
+    #[error("the volume is frozen while a snapshot is taken")]
+    Frozen,
+    /// The snapshot was taken here before, and the volume has been written since.
+    #[error("the freeze of this snapshot has ended")]
+    Thawed,
 }
 
 /// Answer to a command (empty) or a read (its data).
@@ -374,6 +433,8 @@ pub fn encode_reply(reply: &ChunkReply) -> (Bytes, Bytes) {
         Err(ChunkError::BadRequest) => 8,
         Err(ChunkError::Forbidden) => 9,
         Err(ChunkError::Damaged) => 10,
+        Err(ChunkError::Frozen) => 11,
+        Err(ChunkError::Thawed) => 12,
     };
     head.extend_from_slice(&[status]);
     match reply {
@@ -412,6 +473,8 @@ pub fn decode_reply(body: &Bytes) -> Result<ChunkReply, ChunkMessageError> {
         8 => ChunkError::BadRequest,
         9 => ChunkError::Forbidden,
         10 => ChunkError::Damaged,
+        11 => ChunkError::Frozen,
+        12 => ChunkError::Thawed,
         other => return Err(ChunkMessageError::Operation(other)),
     };
     Ok(Err(error))
@@ -444,6 +507,9 @@ mod tests {
             Command::Fence { volume, min_epoch: Epoch(9) },
             Command::Revoke { volume, session: SessionId(8), min_epoch: Epoch(10) },
             Command::DeleteVolume { volume },
+            Command::Snapshot { volume, snapshot: VolumeId::random() },
+            Command::Thaw { volume, snapshot: VolumeId::random() },
+            Command::Restore { volume, snapshot: VolumeId::random(), epoch: Epoch(3) },
         ];
         for command in commands {
             assert_eq!(received(&command), Ok(command));
@@ -499,6 +565,8 @@ mod tests {
             Err(ChunkError::BadRequest),
             Err(ChunkError::Forbidden),
             Err(ChunkError::Damaged),
+            Err(ChunkError::Frozen),
+            Err(ChunkError::Thawed),
         ];
         for reply in replies {
             let (head, data) = encode_reply(&reply);

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use curve_types::{LimitsChange, SessionId, VolumeId, VolumeLimits};
 use curve_wire::proto::mds_volume_client::MdsVolumeClient;
 use curve_wire::proto::{
-    AttachRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachRequest, ListVolumesRequest,
-    ListVolumesResponse, PublishRequest, RenewSessionRequest, RenewSessionResponse,
-    ResizeVolumeRequest, SetLimitsRequest, UnpublishRequest, Volume, VolumeRef, volume_ref,
+    AttachRequest, CreateSnapshotsRequest, CreateVolumeRequest, DeleteVolumeRequest, DetachRequest,
+    ListSnapshotsRequest, ListVolumesRequest, ListVolumesResponse, NewSnapshot, PublishRequest,
+    RenewSessionRequest, RenewSessionResponse, ResizeVolumeRequest, RollbackRequest,
+    SetLimitsRequest, UnpublishRequest, Volume, VolumeRef, volume_ref,
 };
 
 use super::leader::ANSWER_BYTES_MAX;
@@ -51,9 +52,11 @@ fn id_bytes(id: VolumeId) -> Bytes {
 pub struct CreateVolume {
     pub name: String,
     pub pool: String,
-    /// Bytes.
+    /// Bytes; 0 for the size of the source.
     pub size: u64,
     pub limits: VolumeLimits,
+    /// A snapshot whose data it begins with.
+    pub source: Option<VolumeBy>,
 }
 
 /// How a volume is attached.
@@ -70,10 +73,11 @@ pub struct AttachOptions {
 impl MdsClient {
     /// Makes a volume; the existing one if it has the same name and properties.
     pub async fn create_volume(&self, volume: CreateVolume) -> Result<Volume, MdsError> {
-        let CreateVolume { name, pool, size, limits } = volume;
-        let (request_id, limits) = (request_id(), Some(limits.into()));
-        let request = CreateVolumeRequest { name, pool, size, request_id, limits };
-        self.call("create volume", request, |channel, request| async move {
+        let CreateVolume { name, pool, size, limits, source } = volume;
+        let (limits, source) = (Some(limits.into()), source.map(VolumeRef::from));
+        let request_id = request_id();
+        let request = CreateVolumeRequest { name, pool, size, request_id, limits, source };
+        self.call_fencing("create volume", request, |channel, request| async move {
             MdsVolumeClient::new(channel).create(request).await
         })
         .await
@@ -98,6 +102,54 @@ impl MdsClient {
         self.call("list volumes", request, |channel, request| async move {
             let client = MdsVolumeClient::new(channel);
             client.max_decoding_message_size(ANSWER_BYTES_MAX).list(request).await
+        })
+        .await
+    }
+
+    /// Takes a snapshot of each volume under the name given with it, all at one point in time.
+    pub async fn create_snapshots(
+        &self,
+        snapshots: impl IntoIterator<Item = (VolumeBy, String)>,
+    ) -> Result<Vec<Volume>, MdsError> {
+        let snapshots = snapshots.into_iter();
+        let snapshots = snapshots
+            .map(|(volume, name)| NewSnapshot { volume: Some(volume.into()), name })
+            .collect();
+        let request = CreateSnapshotsRequest { snapshots, request_id: request_id() };
+        let answer = self
+            .call_fencing("create snapshot", request, |channel, request| async move {
+                MdsVolumeClient::new(channel).create_snapshots(request).await
+            })
+            .await?;
+        Ok(answer.snapshots)
+    }
+
+    /// One page of the snapshots of `volume`, or of all, in order of their names `VOLUME@SNAPSHOT`.
+    pub async fn list_snapshots(
+        &self,
+        volume: Option<VolumeBy>,
+        after_name: &str,
+        limit: u32,
+    ) -> Result<ListVolumesResponse, MdsError> {
+        let (volume, after_name) = (volume.map(VolumeRef::from), after_name.to_owned());
+        let request = ListSnapshotsRequest { volume, after_name, limit };
+        self.call("list snapshots", request, |channel, request| async move {
+            let client = MdsVolumeClient::new(channel);
+            client.max_decoding_message_size(ANSWER_BYTES_MAX).list_snapshots(request).await
+        })
+        .await
+    }
+
+    /// Gives a volume that nobody uses the data of one of its snapshots.
+    pub async fn rollback_volume(
+        &self,
+        volume: impl Into<VolumeBy>,
+        snapshot: impl Into<VolumeBy>,
+    ) -> Result<Volume, MdsError> {
+        let (volume, snapshot) = (Some(volume.into().into()), Some(snapshot.into().into()));
+        let request = RollbackRequest { volume, snapshot, request_id: request_id() };
+        self.call_fencing("roll back volume", request, |channel, request| async move {
+            MdsVolumeClient::new(channel).rollback(request).await
         })
         .await
     }

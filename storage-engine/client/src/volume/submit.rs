@@ -204,13 +204,18 @@ impl Submitter {
                 self.doubt(route, device);
                 Verdict::Again(format!("device {device}: {error}"))
             }
+            // Its leader is the right one, and says so for as long as a snapshot takes.
+            Err(error @ ChunkError::Frozen) => Verdict::Again(format!("device {device}: {error}")),
             Err(ChunkError::Fenced { .. }) => Verdict::Settled(Err(BlockError::Fenced)),
             Err(ChunkError::Deleted) => Verdict::Settled(Err(BlockError::Deleted)),
             Err(ChunkError::NoSpace) => Verdict::Settled(Err(BlockError::NoSpace)),
             Err(ChunkError::Damaged) => Verdict::Settled(Err(BlockError::Damaged)),
-            Err(error @ (ChunkError::Stale | ChunkError::BadRequest | ChunkError::Forbidden)) => {
-                Verdict::Settled(Err(BlockError::Refused { why: error.to_string() }))
-            }
+            Err(
+                error @ (ChunkError::Stale
+                | ChunkError::BadRequest
+                | ChunkError::Forbidden
+                | ChunkError::Thawed),
+            ) => Verdict::Settled(Err(BlockError::Refused { why: error.to_string() })),
         }
     }
 
