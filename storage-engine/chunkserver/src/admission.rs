@@ -30,9 +30,19 @@ impl Drop for Promise {
     }
 }
 
+/// Of 16 parts of the room for tables, those that copies of volumes may fill. What is written
+/// afterwards makes the tables of copies differ, which takes room as well, in proportion to it.
+const TABLES_SIXTEENTHS: u64 = 10;
+
 impl Admission {
     pub fn new(store: Store) -> Self {
         Self { store, promised: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Whether there is room for the tables of a snapshot or clone. Its blocks are there already.
+    pub fn admit_copy(&self) -> bool {
+        let usage = self.store.usage();
+        usage.checkpoint_bytes * 16 <= usage.checkpoint_bytes_max * TABLES_SIXTEENTHS
     }
 
     /// None if the device is full. Every block counts as new: a write over existing data needs a

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use curve_raft::{SnapshotSink, SnapshotSource, StateMachine};
-use curve_store::{Apply, ChunkView, LogPosition, StoreError};
+use curve_store::{Apply, ChunkView, CopyKind, LogPosition, StoreError};
 use curve_wire::chunk::{ChunkError, ChunkRange, ChunkReply, Command, encode_reply};
 
 use self::snapshot::{Receiver, Sender};
@@ -56,23 +56,36 @@ impl BlockMachine {
         let admit = |range: &ChunkRange, writer| {
             self.change_state(|state| state.admit(range.key.volume, writer))
         };
-        let refused = match &command {
+        // Whether it may be carried out, and whether there is anything to do to the chunks.
+        let decided = match &command {
             Command::Write { range, writer, .. }
             | Command::WriteZeroes { range, writer }
-            | Command::Discard { range, writer } => admit(range, writer),
+            | Command::Discard { range, writer } => admit(range, writer).map(|()| true),
             Command::Fence { volume, min_epoch } => {
-                self.change_state(|state| state.fence(*volume, *min_epoch))
+                self.change_state(|state| state.fence(*volume, *min_epoch)).map(|()| false)
             }
-            Command::Revoke { volume, session, min_epoch } => {
-                self.change_state(|state| state.revoke(*volume, *session, *min_epoch))
-            }
+            Command::Revoke { volume, session, min_epoch } => self
+                .change_state(|state| state.revoke(*volume, *session, *min_epoch))
+                .map(|()| false),
             Command::DeleteVolume { volume } => {
                 self.change_state(|state| state.delete(*volume));
-                Ok(())
+                Ok(true)
+            }
+            Command::Snapshot { volume, snapshot } => {
+                self.change_state(|state| state.snapshot(*volume, *snapshot))
+            }
+            Command::Thaw { volume, snapshot } => {
+                self.change_state(|state| state.thaw(*volume, *snapshot));
+                Ok(false)
+            }
+            Command::Restore { volume, snapshot, epoch } => {
+                self.change_state(|state| state.restore(*volume, *snapshot, *epoch))
             }
         };
-        if let Err(error) = refused {
-            return Ok(Err(error));
+        match decided {
+            Ok(true) => {}
+            Ok(false) => return Ok(Ok(Bytes::new())),
+            Err(error) => return Ok(Err(error)),
         }
         match command {
             Command::Write { range, data, .. } => {
@@ -82,8 +95,14 @@ impl BlockMachine {
                 chunks.write_zeroes(range.key, range.offset, range.len)?;
             }
             Command::Discard { range, .. } => chunks.discard(range.key, range.offset, range.len)?,
-            Command::Fence { .. } | Command::Revoke { .. } => {}
+            Command::Fence { .. } | Command::Revoke { .. } | Command::Thaw { .. } => {}
             Command::DeleteVolume { volume } => chunks.delete_volume(volume)?,
+            Command::Snapshot { volume, snapshot } => {
+                chunks.copy_volume(volume, snapshot, CopyKind::Snapshot);
+            }
+            Command::Restore { volume, snapshot, .. } => {
+                chunks.copy_volume(snapshot, volume, CopyKind::Clone);
+            }
         }
         Ok(Ok(Bytes::new()))
     }

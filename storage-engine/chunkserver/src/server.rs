@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::Admission;
 use crate::device::{self, OpenDevice};
+use crate::freezes::expire;
 use crate::heartbeat::beat;
 use crate::machine::{BlockMachine, BlockState};
 use crate::metrics::Metrics;
@@ -148,7 +149,7 @@ impl BlockServer {
         Ok(())
     }
 
-    /// Serves a data-plane socket, and scrubs the device, until dropped.
+    /// Serves a data-plane socket, scrubs the device, and ends forgotten freezes, until dropped.
     pub async fn serve(&self, listener: TcpListener) {
         let admission = Admission::new(self.store.clone());
         let repairer = Arc::new(Repairer::new(self.device, self.metrics.clone()));
@@ -169,7 +170,7 @@ impl BlockServer {
         );
         self.metrics.set_serving(true);
         let served = rpc::serve(listener, self.device, self.peer_key.clone(), Arc::new(service));
-        tokio::join!(served, scrubber.run());
+        tokio::join!(served, scrubber.run(), expire(self.host.clone(), self.replicas.clone()));
     }
 
     /// Resolves when the device has failed.

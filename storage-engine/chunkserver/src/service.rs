@@ -152,14 +152,18 @@ impl Inner {
         let command = Command::decode_parts(&header, payload.clone()).map_err(malformed)?;
         authorize::command(&principal, &command)?;
         let (group, replica) = self.group(copyset)?;
-        // What the log would refuse anyway need not be logged: fences only ever rise.
+        // What the log would refuse anyway need not be logged: fences only ever rise, and a frozen
+        // volume's client tries again.
         if let Some(writer) = authorize::writer(&command) {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.check_read(command.volume(), writer.session, writer.epoch)?;
+            state.check_write(command.volume(), writer)?;
         }
         let _promise = match &command {
             Command::Write { range, .. } if group.is_leader() => {
                 Some(self.admission.admit(range).ok_or(ChunkError::NoSpace)?)
+            }
+            Command::Snapshot { .. } | Command::Restore { .. } if group.is_leader() => {
+                self.admission.admit_copy().then_some(None).ok_or(ChunkError::NoSpace)?
             }
             _ => None,
         };

@@ -2,7 +2,8 @@
 //!
 //! A block may have two holders at once: the log, as an entry's payload, from the append on until
 //! the entry is dropped for good; and a chunk table, from the moment the entry is applied until the
-//! block is superseded. It is free when neither holds it.
+//! block is superseded. It is free when neither holds it. Snapshots make several tables hold one
+//! block: how many more than one is counted apart, as most blocks are in one only.
 
 /// Who needs a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,6 +11,11 @@ pub(crate) enum Holder {
     Table,
     Log,
 }
+
+/// Blocks whose further tables are counted together.
+const SHARES_PAGE: usize = 4096;
+/// A block of which so many copies exist is never free again until the next open counts anew.
+const SHARES_MAX: u16 = u16::MAX;
 
 /// Two bitmaps with a moving cursor, so that blocks written together lie together.
 #[derive(Debug)]
@@ -20,6 +26,10 @@ pub(crate) struct Allocator {
     blocks: u32,
     free: u32,
     logged: u32,
+    /// How many tables beyond the first hold each block; a page is there once it counts something.
+    shares: Vec<Option<Box<[u16; SHARES_PAGE]>>>,
+    /// Sum of `shares`.
+    shared: u64,
     /// Where the next search starts.
     cursor: u32,
 }
@@ -33,7 +43,47 @@ impl Allocator {
         {
             *last = u64::MAX << (blocks % 64);
         }
-        Self { table, log: vec![0; words], blocks, free: blocks, logged: 0, cursor: 0 }
+        let mut shares = Vec::new();
+        shares.resize_with((blocks as usize).div_ceil(SHARES_PAGE), || None);
+        let log = vec![0; words];
+        Self { table, log, blocks, free: blocks, logged: 0, shares, shared: 0, cursor: 0 }
+    }
+
+    /// How many fewer blocks there are than entries of tables that refer to one.
+    pub fn shared(&self) -> u64 {
+        self.shared
+    }
+
+    /// Notes one more table that holds the block; false if there is no such block.
+    pub fn claim_for_table(&mut self, block: u32) -> bool {
+        if block < self.blocks && self.holds(block, Holder::Table) {
+            self.share(block);
+            return true;
+        }
+        self.claim(block, Holder::Table)
+    }
+
+    /// Notes one more table that holds a block which a table holds already.
+    pub fn share(&mut self, block: u32) {
+        assert!(self.holds(block, Holder::Table), "block {block} is shared and no table's");
+        let page = self.shares[block as usize / SHARES_PAGE]
+            .get_or_insert_with(|| Box::new([0; SHARES_PAGE]));
+        let count = &mut page[block as usize % SHARES_PAGE];
+        *count = count.saturating_add(1);
+        self.shared += 1;
+    }
+
+    /// One of the tables that hold the block lets go of it; false, without effect, if there is only
+    /// one.
+    pub fn unshare(&mut self, block: u32) -> bool {
+        let page = self.shares.get_mut(block as usize / SHARES_PAGE).and_then(Option::as_mut);
+        let count = page.map(|page| &mut page[block as usize % SHARES_PAGE]);
+        let Some(count) = count.filter(|count| **count > 0) else { return false };
+        if *count < SHARES_MAX {
+            *count -= 1;
+        }
+        self.shared -= 1;
+        true
     }
 
     pub fn free_blocks(&self) -> u64 {
@@ -141,6 +191,18 @@ mod tests {
         assert_eq!(allocator.free_blocks(), 0);
         allocator.release(33, Table);
         assert_eq!(allocator.take_run(8, Log), Some((33, 1)));
+    }
+
+    #[test]
+    fn a_block_of_several_tables_stays_until_the_last_lets_go() {
+        let mut allocator = Allocator::new(5000);
+        assert!(!allocator.claim_for_table(5000) && !allocator.unshare(4999));
+        (0..3).for_each(|_| assert!(allocator.claim_for_table(4999)));
+        assert_eq!((allocator.free_blocks(), allocator.shared()), (4999, 2));
+        assert!(allocator.unshare(4999) && allocator.unshare(4999) && !allocator.unshare(4999));
+        assert_eq!((allocator.free_blocks(), allocator.shared()), (4999, 0));
+        allocator.release(4999, Table);
+        assert_eq!(allocator.free_blocks(), 5000);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use curve_types::{BLOCK_SIZE, ChunkKey, VolumeId};
 
 use crate::log::index::Placed;
-use crate::space::{Space, check_range};
+use crate::space::{CopyKind, Space, check_range};
 use crate::{Group, LogPosition, StoreError};
 
 /// Permission to change the chunk space. Changes are in memory until the next checkpoint; after
@@ -73,6 +73,12 @@ impl<'a> Apply<'a> {
     pub fn delete_volume(&self, volume: VolumeId) -> Result<(), StoreError> {
         self.space.delete_volume(volume);
         Ok(())
+    }
+
+    /// Gives `to` copies of all chunks of `from`, in place of those that it has. They share the
+    /// blocks until one of them changes.
+    pub fn copy_volume(&self, from: VolumeId, to: VolumeId, kind: CopyKind) {
+        self.space.copy_volume(self.entry, from, to, kind);
     }
 
     /// As `Group::read`.

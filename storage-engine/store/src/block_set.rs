@@ -21,6 +21,10 @@ impl BlockSet {
         self.0[usize::from(block) / 8] >> (block % 8) & 1 != 0
     }
 
+    pub fn insert(&mut self, block: u16) {
+        self.0[usize::from(block) / 8] |= 1 << (block % 8);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|byte| *byte == 0)
     }
@@ -33,8 +37,8 @@ impl BlockSet {
 
 impl FromIterator<u16> for BlockSet {
     fn from_iter<I: IntoIterator<Item = u16>>(blocks: I) -> Self {
-        let mut bytes = [0; Self::LEN];
-        blocks.into_iter().for_each(|block| bytes[usize::from(block) / 8] |= 1 << (block % 8));
-        Self(bytes)
+        let mut set = Self([0; Self::LEN]);
+        blocks.into_iter().for_each(|block| set.insert(block));
+        set
     }
 }

@@ -18,8 +18,17 @@ pub(crate) const FRAME_LEN: usize = 256 << 10;
 const MAGIC: u32 = u32::from_le_bytes(*b"CKPT");
 /// magic, salt, checkpoint sequence, frame number, payload length, CRC.
 const HEADER_LEN: usize = 4 + 8 + 8 + 4 + 4 + 4;
-/// Blocks in a chunk from which the dense form is the shorter one.
+/// Blocks in a chunk from which the bitmap is shorter than a list.
 const DENSE_FROM: usize = 64;
+const FORM_LIST: u8 = 0;
+const FORM_BITMAP: u8 = 1;
+/// As the chunk of the same index of the base volume, but for what is listed.
+const FORM_CHANGES: u8 = 2;
+/// With the form: the chunk is a copy.
+const COPY: u8 = 0x80;
+/// Bytes of a block in each form.
+const LISTED_LEN: usize = 14;
+const MAPPED_LEN: usize = 12;
 
 /// What a checkpoint says of a group, besides its chunks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -114,29 +123,54 @@ impl<'a> Writer<'a> {
         self.put_u64(chunks as u64);
     }
 
-    /// The chunk has no block in memory any more.
-    pub fn chunk(&mut self, key: ChunkKey, chunk: &Chunk) {
+    /// The chunk has no block in memory any more; nor has `base`, the chunk that it names as such.
+    pub fn chunk(&mut self, key: ChunkKey, chunk: &Chunk, base: Option<&Chunk>) {
         assert!(!chunk.has_overlay(), "a checkpoint refers to blocks on the device only");
         let count = chunk.len();
-        let dense = count >= DENSE_FROM;
+        let whole_len = match count >= DENSE_FROM {
+            true => BlockSet::LEN + count * MAPPED_LEN,
+            false => count * LISTED_LEN,
+        };
+        let changes = base.map(|base| chunk.table_changes(base));
+        if let Some(changes) = changes.filter(|changes| changes.len() * LISTED_LEN < whole_len) {
+            self.chunk_head(key, chunk, FORM_CHANGES, changes.len());
+            for (index, block) in changes {
+                self.put_u16(index);
+                self.block(block.unwrap_or(TableBlock::HOLE));
+            }
+        } else if count >= DENSE_FROM {
+            self.chunk_head(key, chunk, FORM_BITMAP, count);
+            let blocks: BlockSet = chunk.table_blocks().map(|(index, _)| index).collect();
+            self.put_bytes(blocks.as_bytes());
+            chunk.table_blocks().for_each(|(_, block)| self.block(block));
+        } else {
+            self.chunk_head(key, chunk, FORM_LIST, count);
+            for (index, block) in chunk.table_blocks() {
+                self.put_u16(index);
+                self.block(block);
+            }
+        }
+    }
+
+    fn chunk_head(&mut self, key: ChunkKey, chunk: &Chunk, form: u8, count: usize) {
+        let (born, base) = (chunk.born(), chunk.base());
+        let is_copy = born > 0 || base.is_some();
         self.put_bytes(&key.volume.to_bytes());
         self.put_u32(key.index.0);
         self.put_u64(chunk.changed());
         self.put_u16(count as u16);
-        self.put_u8(u8::from(dense));
-        if dense {
-            let blocks: BlockSet = chunk.table_blocks().map(|(index, _)| index).collect();
-            self.put_bytes(blocks.as_bytes());
+        self.put_u8(form | if is_copy { COPY } else { 0 });
+        if is_copy {
+            self.put_u64(born);
+            self.put_bytes(&base.unwrap_or_default().to_bytes());
         }
-        for (index, TableBlock { addr, written }) in chunk.table_blocks() {
-            if !dense {
-                self.put_u16(index);
-            }
-            let addr = addr.stored();
-            self.put_u32(addr.block);
-            self.put_u32(addr.crc);
-            self.put_u32(written.0);
-        }
+    }
+
+    fn block(&mut self, block: TableBlock) {
+        let TableBlock { addr, written } = block.stored();
+        self.put_u32(addr.block);
+        self.put_u32(addr.crc);
+        self.put_u32(written.0);
     }
 }
 
@@ -282,49 +316,121 @@ impl<'a> Reader<'a> {
         Ok((id, meta))
     }
 
-    /// The chunks of the group read just before. `claim` is told every device block.
+    /// The chunks of the group read just before. `claim` is told every device block of each.
     pub fn chunks(
         &mut self,
         mut claim: impl FnMut(u32) -> Result<(), Malformed>,
     ) -> Result<BTreeMap<ChunkKey, Chunk>, ReadError> {
         let mut chunks = BTreeMap::new();
+        let mut changed = BTreeMap::new();
         for _ in 0..self.u64()? {
             let volume = VolumeId::from_bytes(self.array()?);
             let key = ChunkKey { volume, index: ChunkIndex(self.u32()?) };
-            let changed = self.u64()?;
+            let last_change = self.u64()?;
             let count = self.u16()?;
-            let dense = self.u8()? != 0;
-            if count == 0 || u64::from(count) > BLOCKS_PER_CHUNK {
+            let form = self.u8()?;
+            if u64::from(count) > BLOCKS_PER_CHUNK {
                 return Err(Malformed("a chunk's number of blocks is out of range").into());
             }
-            let blocks = if dense { self.array()? } else { [0; BlockSet::LEN] };
-            let blocks = BlockSet::from_bytes(blocks);
-            let mut set = blocks.iter();
-            let mut chunk = Chunk::default();
-            chunk.change_at(changed);
-            for _ in 0..count {
-                let index = match dense {
-                    true => set.next().ok_or(Malformed("a chunk's bitmap has too few blocks"))?,
-                    false => self.u16()?,
-                };
-                let addr = BlockAddr { block: self.u32()?, crc: self.u32()? };
-                let written = Written(self.u32()?);
-                if u64::from(index) >= BLOCKS_PER_CHUNK || chunk.has(index) {
-                    return Err(
-                        Malformed("a chunk's block index is out of range or doubled").into()
-                    );
+            let (born, base) = match form & COPY {
+                0 => (0, VolumeId::default()),
+                _ => (self.u64()?, VolumeId::from_bytes(self.array()?)),
+            };
+            let base = (!base.is_nil()).then_some(base);
+            let mut chunk = Chunk::restored(None, born, base);
+            chunk.change_at(last_change);
+            let blocks = self.blocks(form & !COPY, count)?;
+            let doubled = if form & !COPY == FORM_CHANGES {
+                changed.insert(key, (chunk, blocks)).is_some() || chunks.contains_key(&key)
+            } else {
+                put_blocks(&mut chunk, &blocks);
+                if chunk.is_empty() {
+                    return Err(Malformed("a chunk has no blocks").into());
                 }
-                if addr != BlockAddr::lost(0) {
-                    claim(addr.block)?;
-                }
-                chunk.set_device(index, TableBlock { addr, written });
-            }
-            if chunks.insert(key, chunk).is_some() {
+                chunks.insert(key, chunk).is_some() || changed.contains_key(&key)
+            };
+            if doubled {
                 return Err(Malformed("a chunk appears twice").into());
             }
         }
+        resolve(&mut chunks, changed)?;
+        chunks.values().flat_map(Chunk::device_blocks).try_for_each(&mut claim)?;
         Ok(chunks)
     }
+
+    /// The blocks of a chunk in one of the forms.
+    fn blocks(&mut self, form: u8, count: u16) -> Result<Vec<(u16, TableBlock)>, ReadError> {
+        let mapped = match form {
+            FORM_BITMAP => Some(BlockSet::from_bytes(self.array()?)),
+            FORM_LIST | FORM_CHANGES => None,
+            _ => return Err(Malformed("a chunk's form is unknown").into()),
+        };
+        let mut mapped = mapped.as_ref().map(|blocks| blocks.iter());
+        let mut blocks = Vec::with_capacity(usize::from(count));
+        let mut seen = BlockSet::from_bytes([0; BlockSet::LEN]);
+        for _ in 0..count {
+            let index = match &mut mapped {
+                Some(set) => set.next().ok_or(Malformed("a chunk's bitmap has too few blocks"))?,
+                None => self.u16()?,
+            };
+            if u64::from(index) >= BLOCKS_PER_CHUNK || seen.has(index) {
+                return Err(Malformed("a chunk's block index is out of range or doubled").into());
+            }
+            seen.insert(index);
+            let addr = BlockAddr { block: self.u32()?, crc: self.u32()? };
+            let block = TableBlock { addr, written: Written(self.u32()?) };
+            if block.addr == TableBlock::HOLE.addr && form != FORM_CHANGES {
+                return Err(Malformed("a hole is listed").into());
+            }
+            blocks.push((index, block));
+        }
+        Ok(blocks)
+    }
+}
+
+fn put_blocks(chunk: &mut Chunk, blocks: &[(u16, TableBlock)]) {
+    for (index, block) in blocks {
+        match block.addr == TableBlock::HOLE.addr {
+            true => drop(chunk.remove_device(*index)),
+            false => chunk.set_device(*index, *block),
+        }
+    }
+}
+
+/// Adds the chunks of which only the difference from their base is known.
+fn resolve(
+    chunks: &mut BTreeMap<ChunkKey, Chunk>,
+    mut changed: BTreeMap<ChunkKey, (Chunk, Vec<(u16, TableBlock)>)>,
+) -> Result<(), Malformed> {
+    while let Some(first) = changed.keys().next().copied() {
+        // Down to one that is known, and back up.
+        let mut chain = vec![first];
+        let mut base = loop {
+            let key = chain[chain.len() - 1];
+            let (chunk, _) = changed.get(&key).ok_or(Malformed("a chunk's base is missing"))?;
+            let volume = chunk.base().ok_or(Malformed("a chunk's base is not named"))?;
+            let below = ChunkKey { volume, ..key };
+            if let Some(known) = chunks.get(&below) {
+                break known.clone();
+            }
+            if chain.len() > changed.len() {
+                return Err(Malformed("chunks are each other's base"));
+            }
+            chain.push(below);
+        };
+        while let Some(key) = chain.pop() {
+            let Some((head, blocks)) = changed.remove(&key) else { continue };
+            let mut chunk = Chunk::restored(Some(&base), head.born(), head.base());
+            chunk.change_at(head.changed());
+            put_blocks(&mut chunk, &blocks);
+            if chunk.is_empty() {
+                return Err(Malformed("a chunk has no blocks"));
+            }
+            chunks.insert(key, chunk.clone());
+            base = chunk;
+        }
+    }
+    Ok(())
 }
 
 impl Get for Reader<'_> {

@@ -1,9 +1,10 @@
 //! The table of one chunk: for each 4 KiB block where it is, on the device or still in memory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use curve_types::BLOCKS_PER_CHUNK;
+use curve_types::{BLOCKS_PER_CHUNK, VolumeId};
 
 const BLOCKS: usize = BLOCKS_PER_CHUNK as usize;
 /// Blocks from which a full array is shorter than a sorted list.
@@ -43,7 +44,7 @@ impl BlockAddr {
 
 /// When a block was written last: the log index in units of 64, rounded down, so that four bytes
 /// last for 2^38 entries. From there on it says nothing any more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Written(pub u32);
 
 impl Written {
@@ -65,6 +66,16 @@ impl Written {
 pub(crate) struct TableBlock {
     pub addr: BlockAddr,
     pub written: Written,
+}
+
+impl TableBlock {
+    /// In a checkpoint's list of changes.
+    pub const HOLE: Self = VACANT;
+
+    /// As a checkpoint has it.
+    pub fn stored(self) -> Self {
+        Self { addr: self.addr.stored(), ..self }
+    }
 }
 
 /// A block that is applied and must still be read from memory.
@@ -108,9 +119,16 @@ pub(crate) enum Place {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Chunk {
     overlay: BTreeMap<u16, InMemory>,
-    table: Table,
+    /// One table for a chunk and its copies, as long as they are the same.
+    table: Arc<Table>,
     /// Index of the last entry that changed any of it, holes made included.
     changed: u64,
+    /// Index of the entry that made it as a copy of another; 0 if none did. What it got with that
+    /// counts as written by that entry.
+    born: u64,
+    /// The volume whose chunk of the same index it is probably most alike: it was copied from that,
+    /// or that was copied from what it was. Never itself or one that leads back to it.
+    base: Option<VolumeId>,
 }
 
 /// What a change displaced.
@@ -126,11 +144,63 @@ pub(crate) enum Displaced {
 
 impl Default for Chunk {
     fn default() -> Self {
-        Self { overlay: BTreeMap::new(), table: Table::Sparse(Vec::new()), changed: 0 }
+        let table = Arc::new(Table::Sparse(Vec::new()));
+        Self { overlay: BTreeMap::new(), table, changed: 0, born: 0, base: None }
     }
 }
 
 impl Chunk {
+    /// What the entry at `index` makes of it under the name of another volume; this is the one of
+    /// `own`.
+    pub fn copied(&self, index: u64, own: VolumeId) -> Self {
+        Self { changed: index, born: index, base: Some(own), ..self.clone() }
+    }
+
+    /// A copy as a checkpoint has it: the table of `other`, if it is given.
+    pub fn restored(other: Option<&Self>, born: u64, base: Option<VolumeId>) -> Self {
+        let blank = Self::default();
+        let table = other.map_or(blank.table, |other| other.table.clone());
+        Self { table, born, base, ..Self::default() }
+    }
+
+    pub fn born(&self) -> u64 {
+        self.born
+    }
+
+    pub fn base(&self) -> Option<VolumeId> {
+        self.base
+    }
+
+    pub fn set_base(&mut self, base: Option<VolumeId>) {
+        self.base = base;
+    }
+
+    /// Blocks of the device that it refers to, those included whose bytes are still on their way.
+    pub fn device_blocks(&self) -> impl Iterator<Item = u32> {
+        let homes = self.overlay.values().filter_map(|block| block.home);
+        let addrs = self.table_blocks().map(|(_, block)| block.addr);
+        homes.chain(addrs.filter(|addr| !addr.is_lost())).map(|addr| addr.block)
+    }
+
+    /// What is not in memory and differs from `other`'s table, by index; None for a hole.
+    pub fn table_changes(&self, other: &Self) -> Vec<(u16, Option<TableBlock>)> {
+        if Arc::ptr_eq(&self.table, &other.table) {
+            return Vec::new();
+        }
+        let (mut own, mut others) =
+            (self.table_blocks().peekable(), other.table_blocks().peekable());
+        let mut changes = Vec::new();
+        loop {
+            let next = own.peek().into_iter().chain(others.peek()).map(|(index, _)| *index).min();
+            let Some(index) = next else { return changes };
+            let here = own.next_if(|(at, _)| *at == index).map(|(_, block)| block);
+            let there = others.next_if(|(at, _)| *at == index).map(|(_, block)| block);
+            if here.map(TableBlock::stored) != there.map(TableBlock::stored) {
+                changes.push((index, here));
+            }
+        }
+    }
+
     pub fn changed(&self) -> u64 {
         self.changed
     }
@@ -141,7 +211,7 @@ impl Chunk {
     }
 
     pub fn len(&self) -> usize {
-        let on_device = match &self.table {
+        let on_device = match &*self.table {
             Table::Sparse(list) => list.len(),
             Table::Dense { count, .. } => *count,
         };
@@ -178,12 +248,13 @@ impl Chunk {
     /// When the block was written last; None if it is a hole.
     pub fn written(&self, index: u16) -> Option<Written> {
         let in_memory = self.overlay.get(&index).map(|block| block.written);
-        in_memory.or_else(|| Some(self.device(index)?.written))
+        let written = in_memory.or_else(|| Some(self.device(index)?.written))?;
+        Some(written.max(Written::at(self.born)))
     }
 
     /// Every block that is not in memory, by index: on the device, or lost.
     pub fn table_blocks(&self) -> Box<dyn Iterator<Item = (u16, TableBlock)> + '_> {
-        match &self.table {
+        match &*self.table {
             Table::Sparse(list) => Box::new(list.iter().copied()),
             Table::Dense { slots, .. } => Box::new(
                 slots
@@ -228,9 +299,14 @@ impl Chunk {
         mut displaced: impl FnMut(Displaced),
     ) {
         let stays = |new: &Self, index: u16| keeps(index) && !new.has(index);
+        let born = Written::at(old.born);
+        self.base = self.base.or(old.base);
         for (index, block) in old.table_blocks() {
             match stays(self, index) {
-                true => self.set_device(index, block),
+                true => {
+                    let written = block.written.max(born);
+                    self.set_device(index, TableBlock { written, ..block });
+                }
                 false if block.addr.is_lost() => displaced(Displaced::Lost),
                 false => displaced(Displaced::Device(block.addr.block)),
             }
@@ -238,7 +314,8 @@ impl Chunk {
         for (index, block) in &old.overlay {
             match stays(self, *index) {
                 true => {
-                    self.overlay.insert(*index, block.clone());
+                    let written = block.written.max(born);
+                    self.overlay.insert(*index, InMemory { written, ..block.clone() });
                 }
                 false => displaced(block.clone().displaced()),
             }
@@ -270,7 +347,8 @@ impl Chunk {
 
     /// Records a block that is on the device; there was a hole before.
     pub fn set_device(&mut self, index: u16, block: TableBlock) {
-        match &mut self.table {
+        let table = Arc::make_mut(&mut self.table);
+        match table {
             Table::Sparse(list) => {
                 match list.binary_search_by_key(&index, |(i, _)| *i) {
                     Ok(at) => list[at].1 = block,
@@ -279,7 +357,7 @@ impl Chunk {
                 if list.len() >= DENSE_FROM {
                     let mut slots = Box::new([VACANT; BLOCKS]);
                     list.iter().for_each(|(i, block)| slots[usize::from(*i)] = *block);
-                    self.table = Table::Dense { slots, count: list.len() };
+                    *table = Table::Dense { slots, count: list.len() };
                 }
             }
             Table::Dense { slots, count } => {
@@ -291,7 +369,7 @@ impl Chunk {
     }
 
     fn device(&self, index: u16) -> Option<TableBlock> {
-        match &self.table {
+        match &*self.table {
             Table::Sparse(list) => {
                 let at = list.binary_search_by_key(&index, |(i, _)| *i).ok()?;
                 Some(list[at].1)
@@ -302,8 +380,12 @@ impl Chunk {
         }
     }
 
-    fn remove_device(&mut self, index: u16) -> Displaced {
-        let removed = match &mut self.table {
+    /// Makes a block that is not in memory a hole.
+    pub fn remove_device(&mut self, index: u16) -> Displaced {
+        if self.device(index).is_none() {
+            return Displaced::Nothing;
+        }
+        let removed = match Arc::make_mut(&mut self.table) {
             Table::Sparse(list) => {
                 list.binary_search_by_key(&index, |(i, _)| *i).ok().map(|at| list.remove(at).1)
             }
@@ -335,7 +417,7 @@ mod tests {
             chunk.set_device(index, on_device(index));
             assert_eq!(chunk.place(index), Place::Device(addr(index)));
         }
-        assert!(matches!(chunk.table, Table::Dense { count: BLOCKS, .. }));
+        assert!(matches!(*chunk.table, Table::Dense { count: BLOCKS, .. }));
         assert_eq!(chunk.clear(5), Displaced::Device(12));
         assert_eq!(chunk.clear(5), Displaced::Nothing);
         let bytes = Bytes::from(vec![1; 4096]);

@@ -39,6 +39,8 @@ pub(crate) struct Core {
     pub upkeep: Upkeep,
     /// Sequence of the newest durable root.
     pub root_seq: AtomicU64,
+    /// Of the newest root.
+    pub checkpoint_bytes: AtomicU64,
     pub pressure: RwLock<Option<Pressure>>,
     pub stats: WriterStats,
 }
@@ -79,6 +81,8 @@ impl Core {
             wal_bytes_used: self.wal.used(),
             overlay_bytes: data.overlay.bytes(),
             overlay_bytes_max: data.overlay.bytes_max,
+            checkpoint_bytes: self.checkpoint_bytes.load(Ordering::Relaxed),
+            checkpoint_bytes_max: self.superblock.layout.slot_len,
             wal_batches_written: self.stats.batches.load(Ordering::Relaxed),
             wal_records_written: self.stats.records.load(Ordering::Relaxed),
             wal_bytes_written: self.stats.bytes.load(Ordering::Relaxed),

@@ -34,6 +34,8 @@ pub(crate) struct DataArea {
     clock: AtomicU64,
     /// Blocks that live tables refer to, those in memory included.
     pub live: AtomicU64,
+    /// Entries of live tables beyond the first that refer to a block; see `Allocator::shared`.
+    pub shared: AtomicU64,
     /// Superseded blocks not yet released.
     pub pending: AtomicU64,
     /// Part of `pending` that only views and installs hold back, as of the last release.
@@ -52,6 +54,7 @@ impl DataArea {
             device,
             offset,
             blocks_total: total,
+            shared: AtomicU64::new(alloc.shared()),
             alloc: Mutex::new(alloc),
             overlay,
             clock: AtomicU64::new(1),
@@ -59,6 +62,25 @@ impl DataArea {
             pending: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
         }
+    }
+
+    /// Notes that one more table refers to each of the blocks.
+    pub fn share(&self, blocks: impl Iterator<Item = u32>) -> u64 {
+        let mut alloc = self.alloc.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = alloc.shared();
+        blocks.for_each(|block| alloc.share(block));
+        self.shared.store(alloc.shared(), Ordering::Relaxed);
+        alloc.shared() - before
+    }
+
+    /// Takes from the list the blocks that other tables go on referring to.
+    pub fn unshare(&self, blocks: &mut Vec<u32>) {
+        if blocks.is_empty() || self.shared.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut alloc = self.alloc.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.retain(|block| !alloc.unshare(*block));
+        self.shared.store(alloc.shared(), Ordering::Relaxed);
     }
 
     /// A tick later than every supersession so far.

@@ -43,7 +43,7 @@ pub use group::Group;
 pub use install::{Install, Keep};
 pub use log::{LogEntry, LogPosition, LogState, Vote};
 pub use repair::Repair;
-pub use space::{BegunRead, Fetched};
+pub use space::{BegunRead, CopyKind, Fetched};
 pub use store::{Done, RecoveredGroup, StateProvider, Store, StoreOptions, Usage};
 pub use superblock::{DeviceState, FormatOptions, Superblock, format, inspect};
 pub use view::{ChunkDelta, ChunkView};

@@ -116,9 +116,9 @@ impl Replay {
         for _ in 0..reader.u32()? {
             let (id, meta) = reader.group()?;
             let alloc = &mut self.alloc;
-            let chunks = reader.chunks(|block| match alloc.claim(block, Holder::Table) {
+            let chunks = reader.chunks(|block| match alloc.claim_for_table(block) {
                 true => Ok(()),
-                false => Err(Malformed("a device block is out of range or used twice")),
+                false => Err(Malformed("a device block is out of range")),
             })?;
             let wal = WalGroup {
                 vote: meta.vote,

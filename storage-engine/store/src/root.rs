@@ -4,6 +4,7 @@
 use curve_types::BLOCK_SIZE;
 
 use crate::aligned::AlignedBuf;
+use crate::checkpoint::FRAME_LEN;
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::disk::ALIGN;
 use crate::{Disk, StoreError, Superblock};
@@ -30,6 +31,12 @@ pub(crate) struct Root {
     pub head_lsn: u64,
     pub head_seq: u64,
     pub generation: u64,
+}
+
+impl Root {
+    pub fn checkpoint_bytes(&self) -> u64 {
+        u64::from(self.frames) * FRAME_LEN as u64
+    }
 }
 
 /// Writes the root. Everything it refers to is already durable; the caller syncs afterwards.

@@ -1,5 +1,6 @@
 //! The chunk space of one group: its tables, the blocks it displaced, and who still needs them.
 
+mod copies;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
-use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId};
+use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkKey};
 
 use crate::StoreError;
 use crate::alloc::Holder;
@@ -16,6 +17,7 @@ use crate::chunk::{BlockAddr, Chunk, Displaced, InMemory, Place, TableBlock, Wri
 use crate::data::DataArea;
 use crate::install::{Keep, Staged};
 
+pub use copies::CopyKind;
 pub use read::{BegunRead, Fetched};
 pub(crate) use read::{place, places, read_places};
 
@@ -189,13 +191,25 @@ impl Space {
                 None => superseded.push(addr.block),
             }
         }
-        self.supersede(superseded);
+        // The flusher's own, and in no table.
+        self.queue(superseded);
         drop(tables);
         self.data.overlay.remove_blocks(left_memory);
     }
 
-    /// Called while the tables are locked for writing, so that the tick orders against pins.
-    fn supersede(&self, blocks: Vec<u32>) {
+    /// Blocks to which one table less refers: those of no other table are free some time. How many
+    /// are another's. Called while the tables are locked for writing, so that the tick orders
+    /// against pins.
+    fn supersede(&self, mut blocks: Vec<u32>) -> u64 {
+        let dropped = blocks.len();
+        self.data.unshare(&mut blocks);
+        let shared = dropped - blocks.len();
+        self.queue(blocks);
+        shared as u64
+    }
+
+    /// Notes when the blocks became unused.
+    fn queue(&self, blocks: Vec<u32>) {
         if blocks.is_empty() {
             return;
         }
@@ -243,14 +257,11 @@ impl Space {
         for chunk in chunks {
             all += chunk.len() as u64;
             in_memory += chunk.overlay().count() as u64;
-            let homes = chunk.overlay().filter_map(|(_, block)| block.home);
-            on_device.extend(homes.map(|addr| addr.block));
-            let addrs = chunk.table_blocks().map(|(_, block)| block.addr);
-            on_device.extend(addrs.filter(|addr| !addr.is_lost()).map(|addr| addr.block));
+            on_device.extend(chunk.device_blocks());
         }
-        self.supersede(on_device);
+        let still_shared = self.supersede(on_device);
         self.data.overlay.remove_blocks(in_memory);
-        self.data.live.fetch_sub(all, Ordering::Relaxed);
+        self.data.live.fetch_sub(all - still_shared, Ordering::Relaxed);
     }
 
     /// Replaces whole and partial blocks, as the entry at `entry` says. One caller at a time; reads
@@ -382,9 +393,9 @@ impl Space {
 
     /// Accounts for `count` blocks that hold data now.
     fn settle(&self, count: u64, tally: Tally) {
+        let still_shared = self.supersede(tally.superseded);
         self.data.live.fetch_add(count, Ordering::Relaxed);
-        self.data.live.fetch_sub(tally.occupied, Ordering::Relaxed);
-        self.supersede(tally.superseded);
+        self.data.live.fetch_sub(tally.occupied - still_shared, Ordering::Relaxed);
         self.data.overlay.remove_blocks(tally.in_memory);
     }
 
@@ -501,16 +512,6 @@ impl Space {
         }
         self.settle(0, tally);
     }
-
-    pub fn delete_volume(&self, volume: VolumeId) {
-        let first = ChunkKey { volume, index: ChunkIndex(0) };
-        let last = ChunkKey { volume, index: ChunkIndex(u32::MAX) };
-        let mut tables = self.tables_mut();
-        let keys: Vec<ChunkKey> = tables.chunks.range(first..=last).map(|(key, _)| *key).collect();
-        let chunks: Vec<Arc<Chunk>> =
-            keys.iter().filter_map(|key| tables.chunks.remove(key)).collect();
-        self.forget(chunks.into_iter());
-    }
 }
 
 fn nth_block(data: &Bytes, n: usize) -> Bytes {
@@ -535,6 +536,8 @@ fn whole_blocks(offset: u32, end: u32) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use curve_types::{ChunkIndex, VolumeId};
+
     use super::*;
     use crate::SimDisk;
     use crate::alloc::Allocator;

@@ -1,6 +1,6 @@
 //! The open device: threads, groups, checkpoints, usage.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -110,6 +110,9 @@ pub struct Usage {
     pub wal_bytes_used: u64,
     pub overlay_bytes: u64,
     pub overlay_bytes_max: u64,
+    /// Of the last checkpoint, and most that one may have.
+    pub checkpoint_bytes: u64,
+    pub checkpoint_bytes_max: u64,
     /// Counters since the open.
     pub wal_batches_written: u64,
     pub wal_records_written: u64,
@@ -349,6 +352,9 @@ fn build_core(
             (GroupInner::new(id, first_lsn, group.log, space, state), group.applied, group.state)
         })
         .collect();
+    // Each space has counted the blocks that its tables share as often as they appear.
+    let shared = data.shared.load(Ordering::Relaxed);
+    data.live.fetch_sub(shared, Ordering::Relaxed);
     let core = Arc::new(Core {
         wal: WalSpace::new(layout.wal_len, root.tail_lsn, found.end.lsn, root.checkpoint_lsn),
         superblock,
@@ -362,6 +368,7 @@ fn build_core(
         retired: Mutex::default(),
         upkeep: Upkeep::default(),
         root_seq: AtomicU64::new(root.seq),
+        checkpoint_bytes: AtomicU64::new(root.checkpoint_bytes()),
         pressure: RwLock::default(),
         stats: WriterStats::default(),
     });

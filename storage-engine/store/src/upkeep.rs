@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
 
 use bytes::Bytes;
-use curve_types::CopysetId;
+use curve_types::{ChunkKey, CopysetId};
 
 use crate::StoreError;
 use crate::checkpoint::{GroupMeta, Writer};
@@ -266,7 +266,11 @@ impl UpkeepThread {
         writer.group_count(captured.len());
         for group in captured {
             writer.group(group.id, &group.meta, group.chunks.len());
-            group.chunks.iter().for_each(|(key, chunk)| writer.chunk(*key, chunk));
+            for (key, chunk) in &group.chunks {
+                let base = chunk.base().map(|volume| ChunkKey { volume, ..*key });
+                let base = base.and_then(|base| group.chunks.get(&base));
+                writer.chunk(*key, chunk, base.map(|base| &**base));
+            }
         }
         let written = writer.finish()?;
         self.core.device.sync("sync checkpoint")?;
@@ -279,6 +283,7 @@ impl UpkeepThread {
         self.core.device.sync("sync root")?;
         self.root = root;
         self.core.root_seq.store(root.seq, Ordering::Release);
+        self.core.checkpoint_bytes.store(root.checkpoint_bytes(), Ordering::Relaxed);
         self.core.wal.root_written(root.tail_lsn, root.checkpoint_lsn);
         Ok(())
     }

@@ -2,9 +2,13 @@
 //!
 //! | bytes | meaning |
 //! |---|---|
-//! | 1 | version, 1 |
-//! | 4 | number of volumes, then for each, in order of id: |
-//! | 16, 8, 4 | volume, lowest epoch accepted, number of sessions, then for each, in order: |
+//! | 1 | version, 2 |
+//! | 4 | number of volumes and snapshots, then for each, in order of id: |
+//! | 16, 8 | volume, lowest epoch accepted |
+//! | 8 | epoch at which it got the chunks of a snapshot last; 0 if never |
+//! | 16 | the snapshot that it is frozen for; 0 if none |
+//! | 16 | of a snapshot: the volume that it was taken of; else 0 |
+//! | 4 | number of sessions, then for each, in order: |
 //! | 8, 8, 8 | session, its epoch, its floor |
 //! | 4 | number of deleted volumes, oldest first |
 //! | 16 | volume |
@@ -16,7 +20,7 @@ use curve_types::{Epoch, SessionId, VolumeId};
 use curve_wire::chunk::{ChunkError, Writer};
 use thiserror::Error;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Sessions of one volume that are remembered: several times the nodes that share one. Beyond it
 /// the oldest is dropped. The MDS revokes fewer than half as many at one epoch, and those have a
 /// higher epoch than any session that can still write: no revocation is dropped while it matters.
@@ -37,6 +41,10 @@ pub(crate) struct BlockState {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Fence {
     min_epoch: Epoch,
+    /// Of the last `Restore`.
+    restored: Epoch,
+    frozen_for: Option<VolumeId>,
+    snapshot_of: Option<VolumeId>,
     sessions: BTreeMap<SessionId, Seen>,
 }
 
@@ -77,9 +85,19 @@ impl BlockState {
         if epoch < min_epoch { Err(ChunkError::Fenced { min_epoch }) } else { Ok(()) }
     }
 
+    /// Whether a session may write at this moment.
+    pub fn check_write(&self, volume: VolumeId, writer: &Writer) -> Result<(), ChunkError> {
+        self.check_read(volume, writer.session, writer.epoch)?;
+        match self.volumes.get(&volume) {
+            Some(Fence { snapshot_of: Some(_), .. }) => Err(ChunkError::Forbidden),
+            Some(Fence { frozen_for: Some(_), .. }) => Err(ChunkError::Frozen),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes note of a write that is about to be carried out, or refuses it.
     pub fn admit(&mut self, volume: VolumeId, writer: &Writer) -> Result<(), ChunkError> {
-        self.check_read(volume, writer.session, writer.epoch)?;
+        self.check_write(volume, writer)?;
         let fence = self.volumes.entry(volume).or_default();
         let fresh = Seen { epoch: writer.epoch, floor: writer.floor };
         let seen = fence.sessions.entry(writer.session).or_insert(fresh);
@@ -119,6 +137,61 @@ impl BlockState {
         Ok(())
     }
 
+    /// Freezes the volume for a snapshot. True if its chunks are to be copied, false if they are.
+    pub fn snapshot(&mut self, volume: VolumeId, snapshot: VolumeId) -> Result<bool, ChunkError> {
+        if self.deleted_set.contains(&snapshot) {
+            return Err(ChunkError::Deleted);
+        }
+        let frozen_for = self.live(volume)?.frozen_for;
+        match self.volumes.get(&snapshot).map(|known| known.snapshot_of) {
+            Some(of) if of != Some(volume) => return Err(ChunkError::BadRequest),
+            Some(_) if frozen_for != Some(snapshot) => return Err(ChunkError::Thawed),
+            Some(_) => return Ok(false),
+            None if frozen_for.is_some() => return Err(ChunkError::Frozen),
+            None => {}
+        }
+        self.live(volume)?.frozen_for = Some(snapshot);
+        let taken = Fence { snapshot_of: Some(volume), ..Fence::default() };
+        self.volumes.insert(snapshot, taken);
+        Ok(true)
+    }
+
+    /// Ends the freeze for this snapshot, if it lasts.
+    pub fn thaw(&mut self, volume: VolumeId, snapshot: VolumeId) {
+        let fence = self.volumes.get_mut(&volume);
+        if let Some(fence) = fence.filter(|fence| fence.frozen_for == Some(snapshot)) {
+            fence.frozen_for = None;
+        }
+    }
+
+    /// Volumes that are frozen, each with the snapshot that it is frozen for.
+    pub fn frozen(&self) -> impl Iterator<Item = (VolumeId, VolumeId)> + '_ {
+        self.volumes.iter().filter_map(|(volume, fence)| Some((*volume, fence.frozen_for?)))
+    }
+
+    /// Takes note that a volume gets the chunks of a snapshot. False if it has got them, at that
+    /// epoch or a later one.
+    pub fn restore(
+        &mut self,
+        volume: VolumeId,
+        snapshot: VolumeId,
+        epoch: Epoch,
+    ) -> Result<bool, ChunkError> {
+        let is_snapshot =
+            |id: &VolumeId| self.volumes.get(id).is_some_and(|known| known.snapshot_of.is_some());
+        let (source, target) = (is_snapshot(&snapshot), is_snapshot(&volume));
+        let fence = self.live(volume)?;
+        if fence.restored >= epoch {
+            return Ok(false);
+        }
+        if !source || target {
+            return Err(ChunkError::BadRequest);
+        }
+        fence.restored = epoch;
+        fence.raise(epoch);
+        Ok(true)
+    }
+
     fn live(&mut self, volume: VolumeId) -> Result<&mut Fence, ChunkError> {
         if self.deleted_set.contains(&volume) {
             return Err(ChunkError::Deleted);
@@ -128,7 +201,10 @@ impl BlockState {
 
     /// Forgets a volume but for the fact that it is gone.
     pub fn delete(&mut self, volume: VolumeId) {
-        self.volumes.remove(&volume);
+        let of = self.volumes.remove(&volume).and_then(|fence| fence.snapshot_of);
+        if let Some(of) = of {
+            self.thaw(of, volume);
+        }
         if self.deleted_set.insert(volume) {
             self.deleted.push_back(volume);
         }
@@ -145,6 +221,9 @@ impl BlockState {
         for (volume, fence) in &self.volumes {
             out.put_slice(&volume.to_bytes());
             out.put_u64_le(fence.min_epoch.0);
+            out.put_u64_le(fence.restored.0);
+            out.put_slice(&fence.frozen_for.unwrap_or_default().to_bytes());
+            out.put_slice(&fence.snapshot_of.unwrap_or_default().to_bytes());
             out.put_u32_le(fence.sessions.len() as u32);
             for (session, seen) in &fence.sessions {
                 out.put_u64_le(session.0);
@@ -217,6 +296,10 @@ impl Fence {
 
     fn decode(input: &mut Input<'_>) -> Result<Self, StateError> {
         let min_epoch = Epoch(input.u64("a fence")?);
+        let restored = Epoch(input.u64("a fence")?);
+        let some = |id: VolumeId| (!id.is_nil()).then_some(id);
+        let frozen_for = some(input.volume("a fence")?);
+        let snapshot_of = some(input.volume("a fence")?);
         let mut sessions = BTreeMap::<SessionId, Seen>::new();
         for _ in 0..input.u32("the sessions")? {
             let session = SessionId(input.u64("a session")?);
@@ -227,7 +310,7 @@ impl Fence {
             }
             sessions.insert(session, seen);
         }
-        Ok(Self { min_epoch, sessions })
+        Ok(Self { min_epoch, restored, frozen_for, snapshot_of, sessions })
     }
 }
 

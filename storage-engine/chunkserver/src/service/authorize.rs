@@ -10,11 +10,16 @@ pub(super) fn writer(command: &Command) -> Option<&Writer> {
         Command::Write { writer, .. }
         | Command::WriteZeroes { writer, .. }
         | Command::Discard { writer, .. } => Some(writer),
-        Command::Fence { .. } | Command::Revoke { .. } | Command::DeleteVolume { .. } => None,
+        Command::Fence { .. }
+        | Command::Revoke { .. }
+        | Command::DeleteVolume { .. }
+        | Command::Snapshot { .. }
+        | Command::Thaw { .. }
+        | Command::Restore { .. } => None,
     }
 }
 
-/// Sessions change their own volume, the MDS fences and deletes, nobody does anything else.
+/// Sessions change their own volume, the MDS decides about volumes as a whole, nobody does anything else.
 pub(super) fn command(principal: &Principal, command: &Command) -> Result<(), ChunkError> {
     match (principal, writer(command)) {
         (Principal::Mds { .. }, None) => Ok(()),
@@ -77,6 +82,9 @@ mod tests {
             Command::Fence { volume, min_epoch: EPOCH },
             Command::Revoke { volume, session: own, min_epoch: EPOCH },
             Command::DeleteVolume { volume },
+            Command::Snapshot { volume, snapshot: VolumeId::random() },
+            Command::Thaw { volume, snapshot: VolumeId::random() },
+            Command::Restore { volume, snapshot: VolumeId::random(), epoch: EPOCH },
         ];
         for bad in refused {
             assert_eq!(command(&principal, &bad), Err(ChunkError::Forbidden), "{bad:?}");

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use curve_store::{
-    Apply, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup, SimDisk, StateProvider, Store,
-    StoreError, StoreOptions, Vote,
+    Apply, CopyKind, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup, SimDisk,
+    StateProvider, Store, StoreError, StoreOptions, Vote,
 };
 use curve_types::{ChunkKey, CopysetId, VolumeId};
 use rand::rngs::SmallRng;
@@ -18,7 +18,20 @@ use rand::{Rng, SeedableRng};
 use super::{checkpoint, chunk, durable, node, put};
 
 const CHUNKS: u32 = 3;
+/// A group's volume, and two that are copied from it and to it, and written as well.
+const VOLUMES: u32 = 3;
 const SPAN: u32 = 96 << 10;
+
+/// A chunk of all volumes of a group, by number.
+fn key_of(volume: VolumeId, number: u32) -> ChunkKey {
+    chunk(sibling(volume, number / CHUNKS), number % CHUNKS)
+}
+
+fn sibling(volume: VolumeId, n: u32) -> VolumeId {
+    let mut bytes = volume.to_bytes();
+    bytes[15] ^= (n as u8) << 4;
+    VolumeId::from_bytes(bytes)
+}
 
 /// A command of the state machine; unique by `salt`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,8 +53,11 @@ impl Command {
             offset &= !4095;
             len = (len & !4095).max(4096);
         }
-        let kind = *[0, 0, 0, 0, 0, 1, 2, 3].get(rng.random_range(0..8)).expect("in range");
-        Self { kind, chunk: rng.random_range(0..CHUNKS), offset, len, salt: rng.random(), term }
+        let kinds = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 4, 5];
+        let kind = kinds[rng.random_range(0..kinds.len())];
+        let volume = if rng.random_bool(0.7) { 0 } else { rng.random_range(0..VOLUMES) };
+        let chunk = volume * CHUNKS + rng.random_range(0..CHUNKS);
+        Self { kind, chunk, offset, len, salt: rng.random(), term }
     }
 
     fn entry(&self, index: u64) -> LogEntry {
@@ -61,7 +77,13 @@ impl Command {
     /// Whether it may change the block.
     fn touches(&self, chunk: u32, block: u32) -> bool {
         let blocks = self.offset / 4096..(self.offset + self.len).div_ceil(4096);
-        self.kind == 3 || (self.chunk == chunk && blocks.contains(&block))
+        self.kind >= 3 || (self.chunk == chunk && blocks.contains(&block))
+    }
+
+    /// Of a command that copies a volume: from where to where.
+    fn copies(&self) -> (u32, u32) {
+        let other = 1 + self.salt % (VOLUMES - 1);
+        if self.kind == 4 { (0, other) } else { (other, 0) }
     }
 
     fn data(&self) -> Vec<u8> {
@@ -74,34 +96,51 @@ impl Command {
         volume: VolumeId,
         position: LogPosition,
     ) -> Result<(), StoreError> {
-        let key = chunk(volume, self.chunk);
+        let key = key_of(volume, self.chunk);
         match self.kind {
             0 => apply.write_payload(position, key, self.offset, Bytes::from(self.data())),
             1 => apply.write_zeroes(key, self.offset, self.len),
             2 => apply.discard(key, self.offset, self.len),
-            _ => apply.delete_volume(volume),
+            3 => apply.delete_volume(key.volume),
+            kind => {
+                let (from, to) = self.copies();
+                let kind = if kind == 4 { CopyKind::Snapshot } else { CopyKind::Clone };
+                apply.copy_volume(sibling(volume, from), sibling(volume, to), kind);
+                Ok(())
+            }
         }
     }
 
     fn apply_to(&self, contents: &mut [Vec<u8>]) {
+        let of = |volume: u32| (volume * CHUNKS) as usize..((volume + 1) * CHUNKS) as usize;
+        if self.kind == 3 {
+            contents[of(self.chunk / CHUNKS)].iter_mut().for_each(|bytes| bytes.fill(0));
+            return;
+        }
+        if self.kind > 3 {
+            let (from, to) = self.copies();
+            for (from, to) in of(from).zip(of(to)) {
+                contents[to] = contents[from].clone();
+            }
+            return;
+        }
         let bytes = &mut contents[self.chunk as usize];
         let (from, to) = (self.offset as usize, (self.offset + self.len) as usize);
         match self.kind {
             0 => bytes[from..to].copy_from_slice(&self.data()),
             1 => bytes[from..to].fill(0),
-            2 => {
+            _ => {
                 let (first, last) = (from.div_ceil(4096) * 4096, to / 4096 * 4096);
                 if first < last {
                     bytes[first..last].fill(0);
                 }
             }
-            _ => contents.iter_mut().for_each(|bytes| bytes.fill(0)),
         }
     }
 }
 
 fn empty_contents() -> Vec<Vec<u8>> {
-    vec![vec![0; SPAN as usize + 32_768]; CHUNKS as usize]
+    vec![vec![0; SPAN as usize + 32_768]; (VOLUMES * CHUNKS) as usize]
 }
 
 fn contents_after(history: &[Command]) -> Vec<Vec<u8>> {
@@ -405,7 +444,7 @@ impl Host {
         let whole = self.rng.random_bool(0.3);
         let view = group.view()?;
         for (number, bytes) in (0..).zip(contents_after(&history)) {
-            let key = chunk(volume, number);
+            let key = key_of(volume, number);
             let touched = |block: u32| new.iter().any(|command| command.touches(number, block));
             let old: Vec<u32> = view.block_ranges(key).into_iter().flatten().collect();
             let kept: Vec<u32> = old.into_iter().filter(|b| !whole && !touched(*b)).collect();
@@ -605,7 +644,7 @@ fn compare(model: &BTreeMap<CopysetId, LogModel>, found: &[RecoveredGroup]) -> R
 
 fn check_contents(group: &Group, volume: VolumeId, want: &[Vec<u8>]) {
     for (number, want) in want.iter().enumerate() {
-        let key: ChunkKey = chunk(volume, number as u32);
+        let key = key_of(volume, number as u32);
         let got = group.read(key, 0, want.len() as u32).expect("read");
         if let Some(at) = got.iter().zip(want).position(|(a, b)| a != b) {
             panic!(

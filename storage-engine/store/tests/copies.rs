@@ -1,0 +1,167 @@
+//! Copies of volumes: what they cost, and that neither side sees what happens to the other.
+
+mod common;
+
+use bytes::Bytes;
+use common::{checkpoint, chunk, durable, open, sim};
+use curve_store::{CopyKind, Group, Store, Written};
+use curve_types::{CopysetId, VolumeId};
+
+const BLOCK: u32 = 4096;
+const BLOCKS: u32 = 1000;
+
+fn id(n: u8) -> VolumeId {
+    VolumeId::from_bytes([n; 16])
+}
+
+fn write(group: &Group, index: u64, volume: VolumeId, block: u32, byte: u8) {
+    let apply = group.begin_apply(index).expect("apply");
+    let data = Bytes::from(vec![byte; BLOCK as usize]);
+    apply.write(chunk(volume, 0), block * BLOCK, data).expect("write");
+}
+
+fn copy(group: &Group, index: u64, from: u8, to: u8, kind: CopyKind) {
+    group.begin_apply(index).expect("apply").copy_volume(id(from), id(to), kind);
+}
+
+fn delete(group: &Group, index: u64, volume: u8) {
+    group.begin_apply(index).expect("apply").delete_volume(id(volume)).expect("delete");
+}
+
+fn byte(group: &Group, volume: u8, block: u32) -> u8 {
+    group.read(chunk(id(volume), 0), block * BLOCK, BLOCK).expect("read")[77]
+}
+
+fn used(store: &Store) -> u64 {
+    store.usage().data_blocks_used
+}
+
+/// A chunk of 1,000 blocks with their number as content, on the device.
+fn full() -> (std::sync::Arc<curve_store::SimDisk>, Store, Group) {
+    let disk = sim(64 << 20, 1 << 20);
+    let (store, _) = open(&disk);
+    let group = durable(|done| store.create_group(CopysetId(1), done)).expect("create");
+    (0..BLOCKS).for_each(|block| write(&group, 1, id(1), block, block as u8));
+    checkpoint(&store).expect("checkpoint");
+    (disk, store, group)
+}
+
+#[test]
+fn a_copy_takes_room_only_for_what_differs() {
+    let (disk, store, group) = full();
+    let blocks = u64::from(BLOCKS);
+    copy(&group, 100, 1, 2, CopyKind::Snapshot);
+    assert_eq!(used(&store), blocks);
+    for block in 0..10 {
+        write(&group, 200, id(1), block, 255);
+    }
+    assert_eq!(used(&store), blocks + 10);
+    // Blocks without a place on the device yet would get one for each copy.
+    checkpoint(&store).expect("checkpoint");
+    copy(&group, 300, 1, 3, CopyKind::Snapshot);
+    copy(&group, 300, 2, 4, CopyKind::Clone);
+    write(&group, 400, id(4), 5, 254);
+    checkpoint(&store).expect("checkpoint");
+    let before = store.usage();
+    assert_eq!(before.data_blocks_used, blocks + 11);
+    assert_eq!(before.data_blocks_free + blocks + 11, before.data_blocks_total);
+
+    // The same after it was read back, and neither side sees the other's changes.
+    drop((group, store));
+    let (store, found) = open(&disk);
+    let group = found[0].group.clone();
+    assert_eq!(store.usage().data_blocks_used, blocks + 11);
+    assert_eq!(store.usage().data_blocks_free, before.data_blocks_free);
+    let at = |block| [1, 2, 3, 4].map(|volume| byte(&group, volume, block));
+    assert_eq!(at(5), [255, 5, 255, 254]);
+    assert_eq!(at(6), [255, 6, 255, 6]);
+    assert_eq!(at(700), [700u32 as u8; 4]);
+
+    for (volume, left) in [(2, blocks + 10), (1, blocks + 10), (4, blocks), (3, 0)] {
+        delete(&group, 500, volume);
+        assert_eq!(used(&store), left, "after {volume}");
+    }
+    checkpoint(&store).expect("checkpoint");
+    assert_eq!(store.usage().data_blocks_free, store.usage().data_blocks_total);
+}
+
+/// 256 whole tables are 3 MB, and a slot holds less. What is in the checkpoint is the chain of
+/// differences, from whatever end it is taken apart.
+#[test]
+fn many_snapshots_of_a_chunk_fit_into_a_checkpoint() {
+    let (disk, store, group) = full();
+    for n in 2..=255 {
+        copy(&group, u64::from(n) * 100, 1, n, CopyKind::Snapshot);
+        write(&group, u64::from(n) * 100 + 1, id(1), u32::from(n), 0);
+    }
+    checkpoint(&store).expect("checkpoint");
+    let first = store.usage().checkpoint_bytes;
+    assert!(first <= 256 << 10, "{first} bytes");
+    drop((group, store));
+    let (store, found) = open(&disk);
+    let group = found[0].group.clone();
+    let check = |n: u8| {
+        let next = u32::from(n);
+        assert_eq!((byte(&group, n, next), byte(&group, n, next - 1)), (n, 0), "snapshot {n}");
+    };
+    (3..=255).for_each(check);
+    // Every second goes, and the volume itself: others are based on them.
+    (2..=255).step_by(2).for_each(|n| delete(&group, 30_000, n));
+    delete(&group, 30_001, 1);
+    checkpoint(&store).expect("checkpoint");
+    assert!(store.usage().checkpoint_bytes <= 256 << 10);
+    (3..=255).step_by(2).for_each(check);
+    // A rollback, and a snapshot of what was rolled back: no chain may lead back to itself.
+    copy(&group, 30_002, 101, 1, CopyKind::Clone);
+    copy(&group, 30_003, 1, 2, CopyKind::Snapshot);
+    checkpoint(&store).expect("checkpoint");
+    drop((group, store));
+    let (_store, found) = open(&disk);
+    let group = found[0].group.clone();
+    assert_eq!([1, 2, 101].map(|volume| byte(&group, volume, 101)), [101; 3]);
+}
+
+#[test]
+fn what_a_copy_got_counts_as_written_by_it() {
+    let (disk, store, group) = full();
+    copy(&group, 6400, 1, 2, CopyKind::Snapshot);
+    write(&group, 12_800, id(1), 0, 1);
+    let history = |group: &Group| {
+        let view = group.view().expect("view");
+        let key = |volume| chunk(id(volume), 0);
+        let changed = [1, 2].map(|volume| view.delta(key(volume), None).changed);
+        let written = [1, 2].map(|volume| view.written(key(volume), 0..2));
+        (changed, written)
+    };
+    let [old, copied, new] = [1, 6400, 12_800].map(Written::at);
+    let expected = ([12_800, 6400], [vec![new, old], vec![copied, copied]]);
+    assert_eq!(history(&group), expected);
+    checkpoint(&store).expect("checkpoint");
+    drop((group, store));
+    let (_store, found) = open(&disk);
+    assert_eq!(history(&found[0].group), expected);
+    // A replica from before the copy needs all of it.
+    let view = found[0].group.view().expect("view");
+    assert_eq!(view.delta(chunk(id(2), 0), Some(6300)).runs, vec![0..BLOCKS]);
+}
+
+/// Blocks that are still on their way to the device when they are copied.
+#[test]
+fn blocks_in_memory_are_copied_too() {
+    let disk = sim(64 << 20, 1 << 20);
+    let (store, _) = open(&disk);
+    let group = durable(|done| store.create_group(CopysetId(1), done)).expect("create");
+    (0..20).for_each(|block| write(&group, 1, id(1), block, 7));
+    copy(&group, 2, 1, 2, CopyKind::Snapshot);
+    write(&group, 3, id(1), 0, 8);
+    assert_eq!(store.usage().overlay_bytes, 40 * u64::from(BLOCK));
+    checkpoint(&store).expect("checkpoint");
+    assert_eq!((store.usage().overlay_bytes, used(&store)), (0, 40));
+    assert_eq!([1, 2].map(|volume| byte(&group, volume, 0)), [8, 7]);
+    delete(&group, 4, 1);
+    drop((group, store));
+    let (store, found) = open(&disk);
+    let group = found[0].group.clone();
+    assert_eq!([1, 2].map(|volume| byte(&group, volume, 19)), [7, 7]);
+    assert_eq!(used(&store), 40, "the deletion came after the checkpoint");
+}
