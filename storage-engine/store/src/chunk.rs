@@ -131,6 +131,16 @@ pub(crate) struct Chunk {
     base: Option<VolumeId>,
 }
 
+/// What a chunk took over from its base, counted.
+#[derive(Default)]
+pub(crate) struct Taken {
+    pub blocks: u64,
+    /// Blocks of the device that it refers to now.
+    pub device: Vec<u32>,
+    /// Indices of those that are in memory.
+    pub in_memory: Vec<u16>,
+}
+
 /// What a change displaced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Displaced {
@@ -171,6 +181,68 @@ impl Chunk {
         self.base
     }
 
+    /// Makes it the copy that it is on the replica that it came from.
+    pub fn become_copy(&mut self, born: u64, base: Option<VolumeId>) {
+        (self.born, self.base) = (born, base);
+        if born == 0 {
+            return;
+        }
+        // As on the other replica it need not be known what is written by the copying: so the tables
+        // of copies are alike again.
+        let birth = Written::at(born);
+        let inherited =
+            |(index, block): (u16, TableBlock)| (block.written <= birth).then_some(index);
+        let indices: Vec<u16> = self.table_blocks().filter_map(inherited).collect();
+        for index in indices {
+            if let Some(block) = self.device(index) {
+                self.set_device(index, TableBlock { written: Written(0), ..block });
+            }
+        }
+    }
+
+    /// Whether a block that `other` has is this one's too, in the same place.
+    pub fn shares(&self, other: &Self, index: u16) -> bool {
+        match (self.overlay.get(&index), self.device(index)) {
+            (Some(block), _) => other.holds(index, block),
+            (None, Some(block)) => {
+                !block.addr.is_lost()
+                    && !other.overlay.contains_key(&index)
+                    && other.device(index).is_some_and(|there| there.addr == block.addr)
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// Takes the blocks that it does not have from `base`. What that does not have is lost: whoever
+    /// said that it is there was wrong, and the peers know better.
+    pub fn take_shared(&mut self, base: Option<&Self>, blocks: impl Iterator<Item = u16>) -> Taken {
+        let mut taken = Taken::default();
+        for index in blocks {
+            if self.has(index) {
+                continue;
+            }
+            taken.blocks += 1;
+            let in_memory = base.and_then(|base| base.overlay.get(&index));
+            if let Some(block) = in_memory {
+                taken.in_memory.push(index);
+                taken.device.extend(block.home.map(|home| home.block));
+                self.overlay.insert(index, InMemory { written: Written(0), ..block.clone() });
+                continue;
+            }
+            let there = base.and_then(|base| base.device(index)).map(|block| block.addr);
+            let addr = there.unwrap_or(BlockAddr::lost(0));
+            if !addr.is_lost() {
+                taken.device.push(addr.block);
+            }
+            self.set_device(index, TableBlock { addr, written: Written(0) });
+        }
+        taken
+    }
+
+    pub fn in_memory(&self, index: u16) -> Option<&InMemory> {
+        self.overlay.get(&index)
+    }
+
     pub fn set_base(&mut self, base: Option<VolumeId>) {
         self.base = base;
     }
@@ -182,20 +254,23 @@ impl Chunk {
         homes.chain(addrs.filter(|addr| !addr.is_lost())).map(|addr| addr.block)
     }
 
-    /// What is not in memory and differs from `other`'s table, by index; None for a hole.
+    /// What is not in memory and is not what a copy of `other` would have, by index; None for a
+    /// hole.
     pub fn table_changes(&self, other: &Self) -> Vec<(u16, Option<TableBlock>)> {
         if Arc::ptr_eq(&self.table, &other.table) {
             return Vec::new();
         }
         let (mut own, mut others) =
             (self.table_blocks().peekable(), other.table_blocks().peekable());
+        let birth = Written::at(self.born);
+        let as_copied = |block: TableBlock| (block.addr.stored(), block.written.max(birth));
         let mut changes = Vec::new();
         loop {
             let next = own.peek().into_iter().chain(others.peek()).map(|(index, _)| *index).min();
             let Some(index) = next else { return changes };
             let here = own.next_if(|(at, _)| *at == index).map(|(_, block)| block);
             let there = others.next_if(|(at, _)| *at == index).map(|(_, block)| block);
-            if here.map(TableBlock::stored) != there.map(TableBlock::stored) {
+            if here.map(as_copied) != there.map(as_copied) {
                 changes.push((index, here));
             }
         }
@@ -300,7 +375,6 @@ impl Chunk {
     ) {
         let stays = |new: &Self, index: u16| keeps(index) && !new.has(index);
         let born = Written::at(old.born);
-        self.base = self.base.or(old.base);
         for (index, block) in old.table_blocks() {
             match stays(self, index) {
                 true => {

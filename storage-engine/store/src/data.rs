@@ -73,6 +73,12 @@ impl DataArea {
         alloc.shared() - before
     }
 
+    /// As `share`, of blocks that were counted for each table while they were in memory.
+    pub fn share_flushed(&self, blocks: impl Iterator<Item = u32>) {
+        let shared = self.share(blocks);
+        self.live.fetch_sub(shared, Ordering::Relaxed);
+    }
+
     /// Takes from the list the blocks that other tables go on referring to.
     pub fn unshare(&self, blocks: &mut Vec<u32>) {
         if blocks.is_empty() || self.shared.load(Ordering::Relaxed) == 0 {

@@ -5,20 +5,21 @@
 //! since the position up to which the receiver has applied is the same on both, and need not
 //! travel: the sender names it, and the receiver keeps its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use curve_types::{BLOCK_SIZE, ChunkKey};
+use curve_types::{BLOCK_SIZE, ChunkKey, VolumeId};
 
-use crate::chunk::{Displaced, Written};
+use crate::chunk::{Displaced, Taken, Written};
 use crate::core::Switch;
 use crate::space::{ChunkMap, Space, check_range};
 use crate::{BlockSet, Done, Group, LogPosition, StoreError};
 
 /// What the receiver of a snapshot keeps of a chunk; what arrives of it replaces that.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Keep {
+    #[default]
     Nothing,
     /// No entry since has changed it.
     All,
@@ -43,17 +44,53 @@ impl Keep {
     }
 }
 
-struct Head {
+/// What the receiver of a snapshot is told of a chunk besides its blocks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ChunkHead {
     /// Index of the last entry that changed the chunk.
-    changed: u64,
-    keep: Keep,
+    pub changed: u64,
+    /// What the receiver has of it already.
+    pub keep: Keep,
+    pub copy: Option<CopyOf>,
+    /// Blocks that are those of the copy's base, as that is in the snapshot.
+    pub shared: Option<Box<BlockSet>>,
+}
+
+/// What a chunk is a copy of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyOf {
+    /// The volume whose chunk of the same index is probably most like it.
+    pub base: VolumeId,
+    /// Index of the entry that made it: what it was given counts as written by that. 0: none did.
+    pub born: u64,
+}
+
+impl ChunkHead {
+    fn check(&self) -> Result<(), &'static str> {
+        let kept = |block| self.keep.keeps(block);
+        match (&self.shared, self.copy) {
+            (Some(_), None) => Err("shares blocks and is no copy"),
+            (Some(shared), Some(_)) if shared.iter().any(kept) => {
+                Err("shares blocks that it keeps")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The chunks of a group after a switch.
+#[derive(Default)]
+pub(crate) struct Merged {
+    pub chunks: ChunkMap,
+    /// What chunks took over from others.
+    pub taken: Vec<(ChunkKey, Taken)>,
 }
 
 /// What has arrived.
 pub(crate) struct Staged {
     /// Blocks that arrived.
     pub space: Arc<Space>,
-    heads: BTreeMap<ChunkKey, Head>,
+    heads: BTreeMap<ChunkKey, ChunkHead>,
 }
 
 impl Staged {
@@ -64,7 +101,7 @@ impl Staged {
         arrived: ChunkMap,
         applied: u64,
         mut displaced: impl FnMut(Displaced),
-    ) -> ChunkMap {
+    ) -> Merged {
         let mut chunks = arrived;
         for (key, chunk) in old {
             let keep = self.heads.get(&key).map_or(&Keep::Nothing, |head| &head.keep);
@@ -78,13 +115,60 @@ impl Staged {
                 chunks.insert(key, Arc::new(merged));
             }
         }
+        let sharing = self.heads.iter().filter(|(_, head)| head.shared.is_some());
+        let sharing: BTreeSet<ChunkKey> = sharing.map(|(key, _)| *key).collect();
+        for key in &sharing {
+            chunks.entry(*key).or_default();
+        }
         for (key, chunk) in &mut chunks {
-            let changed = self.heads.get(key).map_or(applied, |head| head.changed);
+            let head = self.heads.get(key);
+            let changed = head.map_or(applied, |head| head.changed);
             if chunk.changed() != changed {
                 Arc::make_mut(chunk).change_at(changed);
             }
+            match head.and_then(|head| head.copy) {
+                Some(copy) if chunk.born() != copy.born => {
+                    Arc::make_mut(chunk).become_copy(copy.born, Some(copy.base));
+                }
+                // All bases are those of the sender, among which none leads back to itself.
+                copy if chunk.base() != copy.map(|copy| copy.base) => {
+                    Arc::make_mut(chunk).set_base(copy.map(|copy| copy.base));
+                }
+                _ => {}
+            }
         }
-        chunks
+        let taken = self.share(&mut chunks, sharing);
+        Merged { chunks, taken }
+    }
+
+    fn base_of(&self, key: ChunkKey) -> Option<ChunkKey> {
+        Some(ChunkKey { volume: self.heads.get(&key)?.copy?.base, ..key })
+    }
+
+    /// Gives the chunks what they share with their bases, those first that others are based on.
+    fn share(
+        &self,
+        chunks: &mut ChunkMap,
+        mut waiting: BTreeSet<ChunkKey>,
+    ) -> Vec<(ChunkKey, Taken)> {
+        let mut taken = Vec::new();
+        while let Some(first) = waiting.pop_first() {
+            let mut chain = vec![first];
+            let mut at = first;
+            while let Some(base) = self.base_of(at).filter(|base| waiting.remove(base)) {
+                chain.push(base);
+                at = base;
+            }
+            while let Some(key) = chain.pop() {
+                let base = self.base_of(key).and_then(|base| chunks.get(&base).cloned());
+                let shared = self.heads.get(&key).and_then(|head| head.shared.as_deref());
+                if let (Some(chunk), Some(shared)) = (chunks.get_mut(&key), shared) {
+                    let chunk = Arc::make_mut(chunk);
+                    taken.push((key, chunk.take_shared(base.as_deref(), shared.iter())));
+                }
+            }
+        }
+        taken
     }
 }
 
@@ -93,7 +177,7 @@ impl Staged {
 pub struct Install {
     group: Group,
     space: Arc<Space>,
-    heads: Mutex<BTreeMap<ChunkKey, Head>>,
+    heads: Mutex<BTreeMap<ChunkKey, ChunkHead>>,
     /// The switch has what arrived.
     committed: bool,
 }
@@ -112,18 +196,22 @@ impl Group {
 }
 
 impl Install {
-    /// Says what is kept of a chunk, and the index of the last entry that changed it. `Invalid` if
-    /// that is not here: then this replica does not have the state that the sender takes it to
-    /// have. Of chunks that are not named nothing is kept.
-    pub fn begin_chunk(&self, key: ChunkKey, changed: u64, keep: Keep) -> Result<(), StoreError> {
-        if !self.group.inner.space.can_keep(key, changed, &keep) {
+    /// Begins a chunk. `Invalid` if what is to be kept of it is not here: then this replica does not
+    /// have the state that the sender takes it to have. Of chunks that are not named nothing is
+    /// kept.
+    pub fn begin_chunk(&self, key: ChunkKey, head: ChunkHead) -> Result<(), StoreError> {
+        head.check().map_err(|why| StoreError::invalid(format!("chunk {key} {why}")))?;
+        let changed = head.changed;
+        if !self.group.inner.space.can_keep(key, changed, &head.keep) {
             return Err(StoreError::invalid(format!(
                 "the sender of a snapshot takes chunk {key} to be here, as entry {changed} left it"
             )));
         }
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        heads.insert(key, Head { changed, keep });
-        Ok(())
+        match heads.insert(key, head) {
+            None => Ok(()),
+            Some(_) => Err(StoreError::invalid(format!("chunk {key} comes twice"))),
+        }
     }
 
     /// Stores whole blocks that arrived, with when each was written; `offset` is a multiple of
@@ -176,7 +264,9 @@ impl Install {
         }
         self.committed = true;
         let heads = self.heads.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let staged = Staged { space: self.space.clone(), heads: std::mem::take(heads) };
+        let mut heads = std::mem::take(heads);
+        cut_cycles(&mut heads);
+        let staged = Staged { space: self.space.clone(), heads };
         core.upkeep.switch(Switch {
             group: self.group.inner.clone(),
             staged,
@@ -187,10 +277,57 @@ impl Install {
     }
 }
 
+/// Forgets a base that leads back to itself. None does on a sound peer, and no checkpoint could
+/// show it.
+fn cut_cycles(heads: &mut BTreeMap<ChunkKey, ChunkHead>) {
+    let mut sound: BTreeSet<ChunkKey> = BTreeSet::new();
+    let keys: Vec<ChunkKey> = heads.keys().copied().collect();
+    for key in keys {
+        let mut path = BTreeSet::new();
+        let mut at = key;
+        while !sound.contains(&at) {
+            path.insert(at);
+            let Some(head) = heads.get_mut(&at) else { break };
+            let Some(copy) = head.copy else { break };
+            at = ChunkKey { volume: copy.base, ..at };
+            if path.contains(&at) {
+                tracing::error!(chunk = %at, "a snapshot's chunk is its own base");
+                (head.copy, head.shared) = (None, None);
+                break;
+            }
+        }
+        sound.append(&mut path);
+    }
+}
+
 impl Drop for Install {
     fn drop(&mut self) {
         if !self.committed {
             self.group.core().retire(self.space.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use curve_types::ChunkIndex;
+
+    use super::*;
+
+    #[test]
+    fn a_base_that_leads_back_to_itself_is_forgotten() {
+        let key = |n: u8| ChunkKey { volume: VolumeId::from_bytes([n; 16]), index: ChunkIndex(0) };
+        let based = |n: u8, base: u8| {
+            let copy = Some(CopyOf { base: key(base).volume, born: 1 });
+            (key(n), ChunkHead { copy, ..ChunkHead::default() })
+        };
+        let mut heads: BTreeMap<ChunkKey, ChunkHead> =
+            [(1, 2), (2, 3), (3, 9), (4, 1), (5, 6), (6, 7), (7, 5), (8, 8)]
+                .into_iter()
+                .map(|(n, base)| based(n, base))
+                .collect();
+        cut_cycles(&mut heads);
+        let left: Vec<u8> = (1..9).filter(|n| heads[&key(*n)].copy.is_some()).collect();
+        assert_eq!(left, [1, 2, 3, 4, 5, 6]);
     }
 }

@@ -40,7 +40,7 @@ pub use chunk::Written;
 pub use disk::{AsyncReads, Disk, FileDisk};
 pub use error::StoreError;
 pub use group::Group;
-pub use install::{Install, Keep};
+pub use install::{ChunkHead, CopyOf, Install, Keep};
 pub use log::{LogEntry, LogPosition, LogState, Vote};
 pub use repair::Repair;
 pub use space::{BegunRead, CopyKind, Fetched};

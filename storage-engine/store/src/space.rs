@@ -191,8 +191,9 @@ impl Space {
                 None => superseded.push(addr.block),
             }
         }
-        // The flusher's own, and in no table.
-        self.queue(superseded);
+        // No table got them, which `share_flushed` may have counted on.
+        let still_shared = self.supersede(superseded);
+        self.data.live.fetch_add(still_shared, Ordering::Relaxed);
         drop(tables);
         self.data.overlay.remove_blocks(left_memory);
     }
@@ -361,7 +362,11 @@ impl Space {
         let old = std::mem::take(&mut tables.chunks);
         let arrived = std::mem::take(&mut staged.space.tables_mut().chunks);
         let mut tally = Tally::default();
-        tables.chunks = staged.merge(old, arrived, applied, |displaced| tally.note(displaced));
+        let merged = staged.merge(old, arrived, applied, |displaced| tally.note(displaced));
+        tables.chunks = merged.chunks;
+        for (key, taken) in merged.taken {
+            self.note_shared(&mut tables, key, &taken);
+        }
         self.settle(0, tally);
         true
     }

@@ -2,6 +2,8 @@
 //! WAL and data space; with nothing else to do it writes blocks ahead of time. It waits for the IO
 //! thread, never the other way round.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
 
@@ -118,24 +120,38 @@ impl UpkeepThread {
         }
     }
 
-    /// Brings blocks without a home to fresh places, and tells first `placed` and then the tables
-    /// where all are.
+    /// Brings blocks without a home to fresh places, those of copies to one, and tells first `placed`
+    /// and then the tables where all are.
     fn write_blocks(
         &self,
         space: &Space,
         blocks: Vec<DirtyBlock>,
         mut placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
     ) -> Result<(), StoreError> {
+        // By where they are in memory: all were there at once, so that no two share a place.
+        let mut places: HashMap<*const u8, BlockAddr> = HashMap::new();
         let mut blocks = blocks.into_iter().peekable();
         while blocks.peek().is_some() {
             let part: Vec<DirtyBlock> = blocks.by_ref().take(FLUSH_BLOCKS).collect();
-            let homeless = part.iter().filter(|dirty| !dirty.has_home());
-            let bytes: Vec<Bytes> = homeless.map(|dirty| dirty.block.bytes.clone()).collect();
-            let mut fresh = Vec::with_capacity(bytes.len());
-            self.core.data.write(&bytes, |_, addr| fresh.push(addr))?;
-            let mut fresh = fresh.into_iter();
+            let mut fresh: Vec<Bytes> = Vec::new();
+            let mut doubled = Vec::new();
+            for dirty in part.iter().filter(|dirty| !dirty.has_home()) {
+                let bytes = &dirty.block.bytes;
+                match places.entry(bytes.as_ptr()) {
+                    Entry::Occupied(_) => doubled.push(bytes.as_ptr()),
+                    Entry::Vacant(place) => {
+                        place.insert(BlockAddr::lost(0));
+                        fresh.push(bytes.clone());
+                    }
+                }
+            }
+            self.core.data.write(&fresh, |n, addr| {
+                places.insert(fresh[n].as_ptr(), addr);
+            })?;
+            self.core.data.share_flushed(doubled.iter().map(|at| places[at].block));
             let arrived = part.into_iter().filter_map(|dirty| {
-                let addr = dirty.block.home.or_else(|| fresh.next())?;
+                let place = || places.get(&dirty.block.bytes.as_ptr()).copied();
+                let addr = dirty.block.home.or_else(place)?;
                 Some((dirty, addr))
             });
             let done: Vec<(DirtyBlock, BlockAddr)> = arrived.collect();
@@ -236,11 +252,19 @@ impl UpkeepThread {
             let arrived = switch.staged.space.snapshot();
             dirty = space.dirty_blocks();
             let old = space.snapshot();
-            chunks = switch.staged.merge(old, arrived, switch.applied.index, |_| ());
+            let merged = switch.staged.merge(old, arrived, switch.applied.index, |_| ());
+            chunks = merged.chunks;
             // Others are not in the checkpoint.
             dirty.retain(|dirty| {
                 chunks.get(&dirty.key).is_some_and(|chunk| chunk.holds(dirty.index, &dirty.block))
             });
+            // What was taken from those is in memory under another name as well.
+            for (key, taken) in merged.taken {
+                let Some(chunk) = chunks.get(&key) else { continue };
+                let block = |index| Some((index, chunk.in_memory(index)?.clone()));
+                let blocks = taken.in_memory.into_iter().filter_map(block);
+                dirty.extend(blocks.map(|(index, block)| DirtyBlock { key, index, block }));
+            }
         } else {
             (meta.applied, meta.state) = group.state();
             (chunks, dirty) = (space.snapshot(), space.dirty_blocks());

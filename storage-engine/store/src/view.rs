@@ -9,7 +9,7 @@ use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkKey};
 use crate::chunk::{Chunk, Place, Written};
 use crate::space::{ChunkMap, Pin, Space, place, places, read_places};
 use crate::store::Owner;
-use crate::{Group, Keep, LogPosition, StoreError};
+use crate::{BlockSet, ChunkHead, CopyOf, Group, Keep, LogPosition, StoreError};
 
 impl Group {
     /// The group's state now, held still for a Raft snapshot. Asks the state provider. `NoGroup`
@@ -44,10 +44,7 @@ pub struct ChunkView {
 /// What a replica that has applied the log up to some index lacks of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ChunkDelta {
-    /// Index of the last entry that changed the chunk.
-    pub changed: u64,
-    /// What it has already.
-    pub keep: Keep,
+    pub head: ChunkHead,
     /// Runs of blocks that it lacks, in order.
     pub runs: Vec<Range<u32>>,
 }
@@ -74,27 +71,37 @@ impl ChunkView {
 
     /// Runs of blocks that hold data, in order. Everything else of the chunk is holes.
     pub fn block_ranges(&self, key: ChunkKey) -> Vec<Range<u32>> {
-        self.delta(key, None).runs
+        self.chunk(key).map(|chunk| runs(chunk.occupied())).unwrap_or_default()
     }
 
     /// What must be sent of a chunk to a replica that has applied entries up to `since`, which is
     /// not after the view's own position; of a replica without any state it is None.
     pub fn delta(&self, key: ChunkKey, since: Option<u64>) -> ChunkDelta {
         let Some(chunk) = self.chunk(key) else {
-            return ChunkDelta { changed: 0, keep: Keep::Nothing, runs: Vec::new() };
+            return ChunkDelta { head: ChunkHead::default(), runs: Vec::new() };
         };
-        let changed = chunk.changed();
-        let occupied = chunk.occupied();
-        let Some(since) = since else {
-            return ChunkDelta { changed, keep: Keep::Nothing, runs: runs(occupied) };
-        };
-        if changed <= since {
-            return ChunkDelta { changed, keep: Keep::All, runs: Vec::new() };
+        // What is based on what changes without a change of the chunk.
+        let copy = chunk.base().map(|base| CopyOf { base, born: chunk.born() });
+        let head = ChunkHead { changed: chunk.changed(), copy, ..ChunkHead::default() };
+        if since.is_some_and(|since| head.changed <= since) {
+            return ChunkDelta { head: ChunkHead { keep: Keep::All, ..head }, runs: Vec::new() };
         }
-        let is_new =
-            |block: &u16| chunk.written(*block).is_none_or(|written| written.is_after(since));
-        let (new, kept): (Vec<u16>, Vec<u16>) = occupied.into_iter().partition(is_new);
-        ChunkDelta { changed, keep: Keep::of_blocks(kept), runs: runs(new) }
+        let is_new = |block: &u16| {
+            let since_of = |written: Written| since.is_none_or(|since| written.is_after(since));
+            chunk.written(*block).is_none_or(since_of)
+        };
+        let (new, kept): (Vec<u16>, Vec<u16>) = chunk.occupied().into_iter().partition(is_new);
+        let base = copy.and_then(|copy| self.chunk(ChunkKey { volume: copy.base, ..key }));
+        let birth = Written::at(chunk.born());
+        let is_shared = |block: &u16| {
+            let of_base = base.is_some_and(|base| chunk.shares(base, *block));
+            of_base && chunk.written(*block) == Some(birth)
+        };
+        let (shared, sent): (Vec<u16>, Vec<u16>) = new.into_iter().partition(is_shared);
+        let shared: BlockSet = shared.into_iter().collect();
+        let shared = (!shared.is_empty()).then(|| Box::new(shared));
+        let head = ChunkHead { keep: Keep::of_blocks(kept), shared, ..head };
+        ChunkDelta { head, runs: runs(sent) }
     }
 
     /// When each block of a run that `delta` gave was written.

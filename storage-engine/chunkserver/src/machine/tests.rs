@@ -21,7 +21,8 @@ const SPAN: u32 = 6 * BLOCK_SIZE as u32;
 
 /// One replica of copyset 1 on a disk in memory.
 struct Rig {
-    _store: Store,
+    disk: Arc<SimDisk>,
+    store: Store,
     group: Group,
     machine: BlockMachine,
     /// Of the last command.
@@ -42,10 +43,24 @@ impl Rig {
             size: DISK,
         };
         format(&disk, &options).expect("format");
-        let (store, _) = Store::open(Arc::new(disk), StoreOptions::default()).expect("open");
+        let disk = Arc::new(disk);
+        let (store, _) = Store::open(disk.clone(), StoreOptions::default()).expect("open");
         let group = store.create_group(CopysetId(1), Box::new(|_| {})).expect("create");
         let machine = BlockMachine::open(SharedState::default(), None).expect("empty");
-        Self { _store: store, group, machine, index: 0 }
+        Self { disk, store, group, machine, index: 0 }
+    }
+
+    /// As it is after a restart.
+    fn reopened(self) -> Self {
+        let Self { disk, store, group, machine, index } = self;
+        let (sender, done) = mpsc::channel();
+        store.checkpoint(Box::new(move |result| drop(sender.send(result))));
+        done.recv().expect("called").expect("durable");
+        let state = machine.state();
+        drop((group, store));
+        let (store, found) = Store::open(disk.clone(), StoreOptions::default()).expect("open");
+        let machine = BlockMachine::open(SharedState::default(), Some(state)).expect("valid");
+        Self { disk, store, group: found[0].group.clone(), machine, index }
     }
 
     fn run(&mut self, command: &Command) -> ChunkReply {
@@ -80,14 +95,65 @@ struct Model {
     seen: BTreeMap<(VolumeId, SessionId), (u64, u64)>,
     deleted: BTreeSet<VolumeId>,
     bytes: BTreeMap<ChunkKey, Vec<u8>>,
+    /// With what each is of.
+    snapshots: BTreeMap<VolumeId, VolumeId>,
+    /// With what each is frozen for.
+    frozen: BTreeMap<VolumeId, VolumeId>,
+    restored: BTreeMap<VolumeId, u64>,
 }
 
 impl Model {
+    fn copy(&mut self, from: VolumeId, to: VolumeId) {
+        self.bytes.retain(|key, _| key.volume != to);
+        for index in (0..2).map(ChunkIndex) {
+            if let Some(bytes) = self.bytes.get(&ChunkKey { volume: from, index }).cloned() {
+                self.bytes.insert(ChunkKey { volume: to, index }, bytes);
+            }
+        }
+    }
+
+    fn snapshot(&mut self, volume: VolumeId, snapshot: VolumeId) -> ChunkReply {
+        let frozen_for = self.frozen.get(&volume).copied();
+        match self.snapshots.get(&snapshot) {
+            _ if self.deleted.contains(&snapshot) => Err(ChunkError::Deleted),
+            Some(of) if *of != volume => Err(ChunkError::BadRequest),
+            Some(_) if frozen_for == Some(snapshot) => Ok(Bytes::new()),
+            Some(_) => Err(ChunkError::Thawed),
+            None if frozen_for.is_some() => Err(ChunkError::Frozen),
+            None => {
+                self.snapshots.insert(snapshot, volume);
+                self.frozen.insert(volume, snapshot);
+                self.copy(volume, snapshot);
+                Ok(Bytes::new())
+            }
+        }
+    }
+
+    fn restore(&mut self, volume: VolumeId, snapshot: VolumeId, epoch: u64) -> ChunkReply {
+        if self.restored.get(&volume).is_some_and(|done| *done >= epoch) {
+            return Ok(Bytes::new());
+        }
+        if !self.snapshots.contains_key(&snapshot) || self.snapshots.contains_key(&volume) {
+            return Err(ChunkError::BadRequest);
+        }
+        self.restored.insert(volume, epoch);
+        let fence = self.min_epoch.entry(volume).or_default();
+        *fence = epoch.max(*fence);
+        self.copy(snapshot, volume);
+        Ok(Bytes::new())
+    }
+
     fn run(&mut self, command: &Command) -> ChunkReply {
         let volume = command.volume();
         if let Command::DeleteVolume { .. } = command {
             self.deleted.insert(volume);
             self.bytes.retain(|key, _| key.volume != volume);
+            self.snapshots.remove(&volume);
+            self.frozen.retain(|of, snapshot| *of != volume && *snapshot != volume);
+            return Ok(Bytes::new());
+        }
+        if let Command::Thaw { snapshot, .. } = command {
+            self.frozen.retain(|of, known| (*of, &*known) != (volume, snapshot));
             return Ok(Bytes::new());
         }
         if self.deleted.contains(&volume) {
@@ -107,13 +173,20 @@ impl Model {
             Command::Write { range, writer, .. }
             | Command::WriteZeroes { range, writer }
             | Command::Discard { range, writer } => (range, writer),
-            Command::DeleteVolume { .. } => unreachable!("handled above"),
+            Command::Snapshot { snapshot, .. } => return self.snapshot(volume, *snapshot),
+            Command::Restore { snapshot, epoch, .. } => {
+                return self.restore(volume, *snapshot, epoch.0);
+            }
+            Command::DeleteVolume { .. } | Command::Thaw { .. } => unreachable!("handled above"),
         };
         let fence = self.min_epoch.get(&volume).copied().unwrap_or(0);
         let seen = self.seen.get(&(volume, writer.session)).copied().unwrap_or((0, 0));
         let required = fence.max(seen.0);
         if writer.epoch.0 < required {
             return Err(ChunkError::Fenced { min_epoch: Epoch(required) });
+        }
+        if self.frozen.contains_key(&volume) {
+            return Err(ChunkError::Frozen);
         }
         let floor = if writer.epoch.0 > seen.0 { writer.floor } else { seen.1.max(writer.floor) };
         self.seen.insert((volume, writer.session), (writer.epoch.0, floor));
@@ -217,6 +290,44 @@ fn a_new_incarnation_fences_the_last_one_and_counts_afresh() {
 }
 
 #[test]
+fn a_snapshot_freezes_until_it_is_thawed_and_is_taken_once() {
+    let mut rig = Rig::new();
+    let (of, snapshot) = (volume(1), volume(9));
+    let take = Command::Snapshot { volume: of, snapshot };
+    let thaw = Command::Thaw { volume: of, snapshot };
+    assert_eq!(rig.run(&write(writer(1, 1, 1), 1)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&take), Ok(Bytes::new()));
+    assert_eq!(rig.run(&take), Ok(Bytes::new()), "again is no error while it lasts");
+    assert_eq!(rig.run(&write(writer(1, 2, 2), 2)), Err(ChunkError::Frozen));
+    let other = Command::Snapshot { volume: of, snapshot: volume(8) };
+    assert_eq!(rig.run(&other), Err(ChunkError::Frozen), "one at a time");
+    assert_eq!(rig.run(&thaw), Ok(Bytes::new()));
+    assert_eq!(rig.run(&write(writer(1, 2, 2), 2)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&take), Err(ChunkError::Thawed), "it would be of another time");
+    assert_eq!((rig.read(key(1, 0))[0], rig.read(key(9, 0))[0]), (2, 1));
+    let range = ChunkRange { key: key(9, 0), offset: 0, len: 1 };
+    let into = Command::Discard { range, writer: writer(9, 9, 9) };
+    assert_eq!(rig.run(&into), Err(ChunkError::Forbidden), "nobody writes a snapshot");
+
+    // The second freeze ends with its snapshot's deletion.
+    assert_eq!(rig.run(&other), Ok(Bytes::new()));
+    assert_eq!(rig.run(&Command::DeleteVolume { volume: volume(8) }), Ok(Bytes::new()));
+    assert_eq!(rig.run(&write(writer(1, 3, 3), 3)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&other), Err(ChunkError::Deleted));
+
+    let back = Command::Restore { volume: of, snapshot, epoch: Epoch(5) };
+    assert_eq!(rig.run(&back), Ok(Bytes::new()));
+    assert_eq!(rig.read(key(1, 0))[0], 1);
+    let fenced = Err(ChunkError::Fenced { min_epoch: Epoch(5) });
+    assert_eq!(rig.run(&write(writer(1, 4, 4), 4)), fenced);
+    assert_eq!(rig.run(&write(writer(6, 1, 1), 4)), Ok(Bytes::new()));
+    assert_eq!(rig.run(&back), Ok(Bytes::new()), "a delayed duplicate is done");
+    assert_eq!(rig.read(key(1, 0))[0], 4, "and changes nothing");
+    let from_nothing = Command::Restore { volume: of, snapshot: volume(7), epoch: Epoch(9) };
+    assert_eq!(rig.run(&from_nothing), Err(ChunkError::BadRequest));
+}
+
+#[test]
 fn a_deleted_volume_does_not_come_back() {
     let mut rig = Rig::new();
     assert_eq!(rig.run(&write(writer(1, 1, 1), 1)), Ok(Bytes::new()));
@@ -277,13 +388,15 @@ fn every_cut_of_a_state_is_refused() {
     state.fence(volume(1), Epoch(4)).expect("not deleted");
     state.admit(volume(2), &writer(1, 1, 1)).expect("not fenced");
     state.delete(volume(3));
+    assert_eq!(state.snapshot(volume(2), volume(4)), Ok(true));
+    assert_eq!(state.restore(volume(1), volume(4), Epoch(5)), Ok(true));
     let whole = state.encode();
     assert_eq!(BlockState::decode(&whole).as_ref(), Ok(&state));
     for len in 0..whole.len() {
         assert!(BlockState::decode(&whole[..len]).is_err(), "{len} bytes");
     }
     assert!(BlockState::decode(&[&whole[..], b"x"].concat()).is_err());
-    let twice = [&[1, 2, 0, 0, 0][..], &[0; 28], &[0; 28], &[0; 4]].concat();
+    let twice = [&[2, 2, 0, 0, 0][..], &[0; 68], &[0; 68], &[0; 4]].concat();
     assert!(BlockState::decode(&twice).is_err(), "the same volume twice");
 }
 
@@ -339,8 +452,19 @@ fn any_command() -> impl Strategy<Value = Command> {
         session: SessionId(session),
         min_epoch: Epoch(epoch),
     });
-    let delete = (1..3u8).prop_map(|n| Command::DeleteVolume { volume: volume(n) });
-    prop_oneof![40 => io, 4 => fence, 4 => revoke, 1 => delete]
+    let id = prop_oneof![1..3u8, 10..13u8];
+    let delete = id.prop_map(|n| Command::DeleteVolume { volume: volume(n) });
+    let pair = || (1..3u8, 10..13u8).prop_map(|(of, snapshot)| (volume(of), volume(snapshot)));
+    let snapshot = pair().prop_map(|(volume, snapshot)| Command::Snapshot { volume, snapshot });
+    let thaw = pair().prop_map(|(volume, snapshot)| Command::Thaw { volume, snapshot });
+    let restore = (pair(), 1..4u64).prop_map(|((volume, snapshot), epoch)| Command::Restore {
+        volume,
+        snapshot,
+        epoch: Epoch(epoch),
+    });
+    prop_oneof![
+        40 => io, 4 => fence, 4 => revoke, 1 => delete, 6 => snapshot, 8 => thaw, 3 => restore
+    ]
 }
 
 /// Brings another replica up to date, as a Raft snapshot does; `since` is what it says it has. The
@@ -421,7 +545,9 @@ proptest! {
         before in prop::collection::vec(any_command(), 1..40),
         after in prop::collection::vec(any_command(), 0..20),
         common in any::<prop::sample::Index>(),
+        restarts in any::<[bool; 3]>(),
     ) {
+        let restart = |rig: Rig, n: usize| if restarts[n] { rig.reopened() } else { rig };
         let (mut rig, mut model) = (Rig::new(), Model::default());
         for command in &before {
             prop_assert_eq!(rig.run(command), model.run(command));
@@ -432,7 +558,9 @@ proptest! {
             let _ = other.run(command);
         }
         let since = (common > 0).then_some(other.index);
+        (rig, other) = (restart(rig, 0), restart(other, 1));
         transfer(&rig, &mut other, since).expect("fits");
+        other = restart(other, 2);
         prop_assert_eq!(rig.history(), other.history());
         for command in &after {
             let expected = model.run(command);
@@ -440,7 +568,7 @@ proptest! {
             prop_assert_eq!(&other.run(command), &expected);
         }
         prop_assert_eq!(rig.machine.state(), other.machine.state());
-        for key in [key(1, 0), key(1, 1), key(2, 0), key(2, 1)] {
+        for key in [1, 2, 10, 11, 12].into_iter().flat_map(|n| [key(n, 0), key(n, 1)]) {
             let expected = model.bytes.get(&key).cloned();
             let expected = expected.unwrap_or_else(|| vec![0; SPAN as usize]);
             prop_assert_eq!(&rig.read(key)[..], &expected[..]);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use curve_types::{ChunkIndex, ChunkKey, VolumeId};
 
 use super::{Space, Tables};
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, Taken};
 
 /// What a copy is for. Its content is the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,18 +29,29 @@ impl Space {
             .range(all_of(from))
             .map(|(key, chunk)| (ChunkKey { volume: to, ..*key }, chunk.copied(entry, from)))
             .collect();
-        let blocks: u64 = copies.iter().map(|(_, copy)| copy.len() as u64).sum();
-        let shared = self.data.share(copies.iter().flat_map(|(_, copy)| copy.device_blocks()));
-        // Those without a place on the device will get one each.
-        self.data.live.fetch_add(blocks - shared, Ordering::Relaxed);
-        let in_memory: usize = copies.iter().map(|(_, copy)| copy.overlay().count()).sum();
-        self.data.overlay.add_blocks(in_memory as u64);
         if kind == CopyKind::Snapshot {
             rebase(&mut tables, from, |_| Some(to));
         }
-        let dirty = copies.iter().filter(|(_, copy)| copy.has_overlay()).map(|(key, _)| *key);
-        tables.dirty.extend(dirty);
-        tables.chunks.extend(copies.into_iter().map(|(key, copy)| (key, Arc::new(copy))));
+        for (key, copy) in copies {
+            let taken = Taken {
+                blocks: copy.len() as u64,
+                device: copy.device_blocks().collect(),
+                in_memory: copy.overlay().map(|(index, _)| index).collect(),
+            };
+            self.note_shared(&mut tables, key, &taken);
+            tables.chunks.insert(key, Arc::new(copy));
+        }
+    }
+
+    /// Accounts for blocks that a chunk refers to like others. Those without a place on the device
+    /// count for each until they have one.
+    pub(super) fn note_shared(&self, tables: &mut Tables, key: ChunkKey, taken: &Taken) {
+        let shared = self.data.share(taken.device.iter().copied());
+        self.data.live.fetch_add(taken.blocks - shared, Ordering::Relaxed);
+        self.data.overlay.add_blocks(taken.in_memory.len() as u64);
+        if !taken.in_memory.is_empty() {
+            tables.dirty.insert(key);
+        }
     }
 
     pub fn delete_volume(&self, volume: VolumeId) {

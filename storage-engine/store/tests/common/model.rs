@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use curve_store::{
-    Apply, CopyKind, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup, SimDisk,
+    Apply, ChunkHead, CopyKind, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup, SimDisk,
     StateProvider, Store, StoreError, StoreOptions, Vote,
 };
 use curve_types::{ChunkKey, CopysetId, VolumeId};
@@ -450,9 +450,10 @@ impl Host {
             let kept: Vec<u32> = old.into_iter().filter(|b| !whole && !touched(*b)).collect();
             let head = match kept.is_empty() || (0..1024).any(touched) {
                 true => (position.index, Keep::of_blocks(kept.iter().map(|block| *block as u16))),
-                false => (view.delta(key, None).changed, Keep::All),
+                false => (view.delta(key, None).head.changed, Keep::All),
             };
-            install.begin_chunk(key, head.0, head.1)?;
+            let head = ChunkHead { changed: head.0, keep: head.1, ..ChunkHead::default() };
+            install.begin_chunk(key, head)?;
             for (block, piece) in (0..).zip(bytes.chunks(4096)) {
                 if piece.iter().any(|b| *b != 0) && !kept.contains(&block) {
                     put(&install, key, block * 4096, piece.to_vec())?;
