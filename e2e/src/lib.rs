@@ -3,6 +3,7 @@
 
 pub mod engine;
 pub mod kubectl;
+pub mod load;
 pub mod metrics;
 pub mod playground;
 pub mod wait;

@@ -85,6 +85,14 @@ enum Commands {
         #[arg(long, default_value_t = 600)]
         seconds: u64,
     },
+    /// Kill processes of a playground again and again, under loads that verify what they read
+    Kills {
+        #[arg(long, default_value_t = 200)]
+        rounds: u64,
+        /// Chooses what is killed when
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Measure Curve beside the bare disk, interleaved, in one run
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -194,6 +202,7 @@ fn run(command: Commands) -> Result<ExitCode> {
             let each = Duration::from_secs(seconds);
             return Ok(report(&fuzz::fuzz(&Paths::from_env()?, target.as_deref(), each)?));
         }
+        Commands::Kills { rounds, seed } => test::kills(&Paths::from_env()?, rounds, seed)?,
         Commands::Bench(command) => bench(command)?,
         Commands::Cluster(command) => return cluster(command),
     }

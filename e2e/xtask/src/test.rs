@@ -76,6 +76,16 @@ pub fn test(selection: &Selection) -> Result<bool> {
     Ok(run.report())
 }
 
+/// The long form of a test that the suite runs few rounds of.
+pub fn kills(paths: &Paths, rounds: u64, seed: u64) -> Result<()> {
+    let mut cargo = cargo_test_of(paths, "playground_kills");
+    cargo.args(["--", "--nocapture"]);
+    cargo.env("CURVE_KILL_ROUNDS", rounds.to_string()).env("CURVE_KILL_SEED", seed.to_string());
+    let status = cargo.status().context("run cargo")?;
+    ensure!(status.success(), "the last round above is the one that failed");
+    Ok(())
+}
+
 impl Run {
     fn check(&mut self) -> Result<()> {
         check::check(&self.paths)?.into_iter().for_each(|outcome| self.add(outcome));

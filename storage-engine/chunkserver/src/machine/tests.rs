@@ -1,11 +1,12 @@
 //! The state machine over a real store, against a model that is too simple to be wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc;
 
 use curve_store::{
-    ChunkDelta, FormatOptions, Group, SimDisk, Store, StoreOptions, Written, format,
+    ChunkHead, CopyOf, FormatOptions, Group, SimDisk, Store, StoreOptions, Written, format,
 };
 use curve_types::{
     BLOCK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId, VolumeId,
@@ -77,12 +78,14 @@ impl Rig {
     }
 
     /// All that is known of when chunks and their blocks were written.
-    fn history(&self) -> Vec<(ChunkKey, ChunkDelta, Vec<Written>)> {
+    fn history(&self) -> Vec<(ChunkKey, u64, Option<CopyOf>, Vec<(Range<u32>, Vec<Written>)>)> {
         let view = self.group.view().expect("view");
         let of = |key: ChunkKey| {
-            let delta = view.delta(key, None);
-            let written = delta.runs.iter().flat_map(|run| view.written(key, run.clone()));
-            (key, delta.clone(), written.collect())
+            // What two chunks share is not part of it: a replica may have got it as bytes.
+            let ChunkHead { changed, copy, .. } = view.delta(key, None).head;
+            let runs = view.block_ranges(key).into_iter();
+            let written = runs.map(|run| (run.clone(), view.written(key, run)));
+            (key, changed, copy, written.collect())
         };
         view.chunks().into_iter().map(of).collect()
     }
