@@ -10,14 +10,16 @@ use std::collections::BTreeMap;
 
 use curve_types::{ByteSize, DeviceId, PoolId, SHARDS_PER_POOL};
 
-use crate::state::{Reason, Refusal, State};
+use crate::state::{Reason, Refusal, State, Volume};
 
 const USABLE_PERCENT: u128 = 95;
 
 impl State {
-    /// Sum of the sizes of a pool's volumes, those being deleted included.
+    /// Sum of the sizes of a pool's volumes, those being deleted included. Snapshots share what
+    /// they show with their volumes.
     pub fn provisioned(&self, pool: PoolId) -> u64 {
-        self.volumes.values().filter(|volume| volume.pool == pool).map(|volume| volume.size).sum()
+        let counts = |volume: &&Volume| volume.pool == pool && volume.snapshot.is_none();
+        self.volumes.values().filter(counts).map(|volume| volume.size).sum()
     }
 
     /// Bytes that the volumes of a pool may have in all; 0 while it has no copysets.

@@ -10,7 +10,7 @@ use curve_wire::proto;
 use tokio::task::JoinSet;
 use tonic::Status;
 
-use crate::chunkservers::{self, FenceError};
+use crate::chunkservers::{self, CommitError};
 use crate::log::{self, WireId, command::Kind, ids_to_wire};
 use crate::membership;
 use crate::metrics::Metrics;
@@ -98,6 +98,9 @@ async fn step(node: &Arc<Node>, errands: &Errands) {
     for volume in due.fences {
         errands.start(node, volume, Errand::Fence);
     }
+    for volume in due.restorations {
+        errands.start(node, volume, Errand::Restore);
+    }
     for volume in due.deletions {
         errands.start(node, volume, Errand::Delete);
     }
@@ -127,6 +130,9 @@ fn announce(command: &Kind) {
             tracing::info!(copyset, device = %id(device), "another replica is to lead");
         }
         Kind::ForgetDevice(device) => tracing::info!(device = %id(device), "forgetting a device"),
+        Kind::AbandonSnapshots(log::VolumeIds { ids }) => {
+            tracing::warn!(snapshots = ids.len(), "giving up snapshots that were left unfinished");
+        }
         _ => {}
     }
 }
@@ -134,6 +140,7 @@ fn announce(command: &Kind) {
 #[derive(Clone, Copy)]
 enum Errand {
     Fence,
+    Restore,
     Delete,
 }
 
@@ -157,6 +164,7 @@ impl Errands {
         tasks.spawn(async move {
             let done = match errand {
                 Errand::Fence => finish_fence(&node, volume).await,
+                Errand::Restore => finish_restoration(&node, volume).await,
                 Errand::Delete => finish_deletion(&node, volume).await,
             };
             if let Err(status) = done {
@@ -181,12 +189,12 @@ pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Stat
         return Ok(());
     }
     if found.fenced_epoch < found.epoch {
-        chunkservers::fence(node, volume, found.epoch).await.map_err(fence_status)?;
+        chunkservers::fence(node, volume, found.epoch).await.map_err(commit_status)?;
     }
     // An epoch that the session's key is not good for.
     let beyond = found.epoch.next_attachment();
     for session in &found.revoking {
-        chunkservers::revoke(node, volume, *session, beyond).await.map_err(fence_status)?;
+        chunkservers::revoke(node, volume, *session, beyond).await.map_err(commit_status)?;
     }
     let revoked = found.revoking.iter().map(|session| session.0).collect();
     let fenced = log::Fenced { volume_id: volume.to_wire(), epoch: found.epoch.0, revoked };
@@ -194,18 +202,36 @@ pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Stat
     Ok(())
 }
 
+/// Sees to it that every copyset of the volume has taken over the data of the snapshot that it is
+/// being restored from, and refuses older epochs, and records that.
+pub async fn finish_restoration(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
+    let _turn = node.fencing(volume).await;
+    let found = {
+        let state = node.state.read();
+        state.volumes.get(&volume).cloned().ok_or_else(|| not_found("volume", volume))?
+    };
+    let Some(snapshot) = found.restoring else { return Ok(()) };
+    chunkservers::restore(node, volume, snapshot, found.epoch).await.map_err(commit_status)?;
+    let restored = log::Restored { volume_id: volume.to_wire(), epoch: found.epoch.0 };
+    node.command(Kind::Restored(restored)).await?;
+    tracing::info!(%volume, %snapshot, "took over a snapshot's data");
+    Ok(())
+}
+
 async fn finish_deletion(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
-    chunkservers::delete(node, volume).await.map_err(fence_status)?;
+    chunkservers::delete(node, volume).await.map_err(commit_status)?;
     node.command(Kind::ForgetVolume(volume.to_wire())).await?;
     tracing::info!(%volume, "dropped a deleted volume's chunks");
     Ok(())
 }
 
-fn fence_status(error: FenceError) -> Status {
+fn commit_status(error: CommitError) -> Status {
     match error {
-        FenceError::Gone(_) => Status::not_found(error.to_string()),
-        FenceError::Deadline { .. } => Status::unavailable(error.to_string()),
-        FenceError::Refused { .. } => Status::internal(error.to_string()),
+        CommitError::Gone(_) => Status::not_found(error.to_string()),
+        CommitError::Deadline { .. } | CommitError::Leaderless { .. } | CommitError::Late => {
+            Status::unavailable(error.to_string())
+        }
+        CommitError::Refused { .. } => Status::internal(error.to_string()),
     }
 }
 

@@ -19,6 +19,7 @@ mod peers;
 mod plan;
 mod run;
 mod service;
+mod snapshots;
 mod state;
 #[cfg(test)]
 mod testing;

@@ -77,7 +77,9 @@ impl Metrics {
         set(&self.copysets, "degraded", count(|c| matches!(c, Condition::Degraded { .. })));
         set(&self.copysets, "unavailable", count(|c| *c == Condition::Unavailable));
 
-        let volumes = || state.volumes.values();
+        let snapshots = state.volumes.values().filter(|v| v.snapshot.is_some() && !v.deleting);
+        set(&self.volumes, "snapshot", snapshots.count());
+        let volumes = || state.volumes.values().filter(|v| v.snapshot.is_none() || v.deleting);
         let attached = volumes().filter(|volume| !volume.sessions.is_empty()).count();
         let deleting = volumes().filter(|volume| volume.deleting).count();
         set(&self.volumes, "attached", attached);

@@ -36,8 +36,8 @@ pub struct Node {
     /// Wakes the leader's loop before its next tick.
     pub wake: Notify,
     view: Mutex<View>,
-    /// Whoever fences a volume holds its lock, so that an attach and the leader's own rounds do
-    /// not commit the same epoch twice.
+    /// Whoever fences, restores or freezes a volume holds its lock, so that an attach and the
+    /// leader's own rounds do not commit the same epoch twice, and no snapshot shows half of that.
     fencing: Mutex<BTreeMap<VolumeId, Weak<AsyncMutex<()>>>>,
     /// The term for which this process serves as the leader; 0 while it does not.
     serving: AtomicU64,
@@ -85,7 +85,7 @@ impl Node {
         self.view.lock().expect("no panic while held")
     }
 
-    /// Waits for its turn to fence a volume.
+    /// Waits for its turn to tell a volume's copysets something.
     pub async fn fencing(&self, volume: VolumeId) -> OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.fencing.lock().expect("no panic while held");
@@ -137,14 +137,7 @@ impl Node {
 
     /// Carries out a mutation, once per request id.
     pub async fn mutate(&self, request_id: &Bytes, kind: Kind) -> Result<answer::Kind, Status> {
-        if request_id.len() != 16 || request_id.iter().all(|byte| *byte == 0) {
-            let message = format!(
-                "request_id has {} bytes: expected 16 that are not all zero, the same for every \
-                 retry of one request",
-                request_id.len()
-            );
-            return Err(Status::invalid_argument(message));
-        }
+        validate_request_id(request_id)?;
         self.leading()?;
         self.propose(request_id.clone(), kind).await
     }
@@ -180,6 +173,18 @@ impl Node {
             None => Err(Status::internal("the state machine gave no answer")),
         }
     }
+}
+
+pub fn validate_request_id(request_id: &Bytes) -> Result<(), Status> {
+    if request_id.len() == 16 && request_id.iter().any(|byte| *byte != 0) {
+        return Ok(());
+    }
+    let message = format!(
+        "request_id has {} bytes: expected 16 that are not all zero, the same for every retry of \
+         one request",
+        request_id.len()
+    );
+    Err(Status::invalid_argument(message))
 }
 
 /// A follower's answer: the caller asks the next member.

@@ -10,6 +10,7 @@ mod repair;
 use curve_types::VolumeId;
 
 use crate::log::{self, command::Kind};
+use crate::state::Volume;
 use crate::view::Scene;
 
 pub use orders::{device_map, heartbeat_response};
@@ -22,6 +23,8 @@ pub struct Plan {
     pub commands: Vec<Kind>,
     /// Volumes whose copysets must still be told to refuse older epochs.
     pub fences: Vec<VolumeId>,
+    /// Volumes whose copysets must still take over the data of a snapshot.
+    pub restorations: Vec<VolumeId>,
     /// Volumes whose chunks must still be dropped.
     pub deletions: Vec<VolumeId>,
 }
@@ -41,15 +44,28 @@ pub fn plan(scene: Scene<'_>) -> Plan {
         commands.extend(leaders::plan_first_voters(scene));
     }
     commands.extend(plan_forgotten_devices(scene));
-    let volumes = || scene.state.volumes.iter();
+    commands.extend(plan_abandoned_snapshots(scene));
+    let wanted = |wanted: fn(&Volume) -> bool| {
+        let volumes = scene.state.volumes.iter().filter(|(_, volume)| wanted(volume));
+        volumes.map(|(id, _)| *id).collect()
+    };
     Plan {
         commands,
-        fences: volumes()
-            .filter(|(_, v)| !v.deleting && v.owes_fence())
-            .map(|(id, _)| *id)
-            .collect(),
-        deletions: volumes().filter(|(_, v)| v.deleting).map(|(id, _)| *id).collect(),
+        fences: wanted(|volume| !volume.deleting && volume.owes_fence()),
+        restorations: wanted(|volume| !volume.deleting && volume.restoring.is_some()),
+        deletions: wanted(|volume| volume.deleting),
     }
+}
+
+/// A snapshot that an earlier leader was taking, or whose caller has gone, will never be whole.
+fn plan_abandoned_snapshots(scene: Scene<'_>) -> Option<Kind> {
+    let left = |(id, volume): &(&VolumeId, &Volume)| {
+        let unready = volume.snapshot.as_ref().is_some_and(|snapshot| !snapshot.ready);
+        unready && !volume.deleting && !scene.view.taking.contains(id)
+    };
+    let left: Vec<VolumeId> = scene.state.volumes.iter().filter(left).map(|(id, _)| *id).collect();
+    let ids = log::ids_to_wire(&left);
+    (!ids.is_empty()).then_some(Kind::AbandonSnapshots(log::VolumeIds { ids }))
 }
 
 /// A wiped device's old identity has served its purpose once no copyset names it.

@@ -4,6 +4,7 @@ mod admin;
 mod caller;
 mod device;
 mod peer;
+mod snapshot;
 mod topology;
 mod volume;
 

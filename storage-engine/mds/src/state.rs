@@ -7,6 +7,7 @@ mod codec;
 mod devices;
 mod limits;
 mod pools;
+mod snapshots;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,6 +103,26 @@ pub struct Volume {
     /// By node.
     pub publications: BTreeMap<String, Publication>,
     pub limits: VolumeLimits,
+    /// Set for a snapshot, whose `name` is then `VOLUME@SNAPSHOT`. Never unset.
+    pub snapshot: Option<Snapshot>,
+    /// The snapshot whose data its copysets must still take over, at `epoch`; nobody may use it
+    /// before. Doing that is also the fence that the epoch owes.
+    pub restoring: Option<VolumeId>,
+    /// The snapshot that it was made from, which may be gone.
+    pub source: Option<VolumeId>,
+}
+
+/// What one volume was at one moment. Its chunks lie where that volume's do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// May be deleted by now.
+    pub volume: VolumeId,
+    /// As it was then.
+    pub volume_name: String,
+    /// Behind the @.
+    pub name: String,
+    /// Every copyset has taken it; it is not to be used before.
+    pub ready: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -113,9 +134,10 @@ pub struct Session {
 }
 
 impl Volume {
-    /// Whether a copyset may still accept what it must refuse.
+    /// Whether a copyset may still accept what it must refuse, and a fence is to change that.
     pub fn owes_fence(&self) -> bool {
-        self.fenced_epoch < self.epoch || !self.revoking.is_empty()
+        let owed = self.fenced_epoch < self.epoch || !self.revoking.is_empty();
+        owed && self.restoring.is_none()
     }
 }
 
@@ -207,8 +229,24 @@ impl State {
         Some((id, self.volumes.get(&id)?))
     }
 
-    /// Names of volumes that are not being deleted, in order, after `name`.
+    /// Volumes that are not being deleted, without snapshots, in order of their names, after `name`.
     pub fn volumes_after<'a>(
+        &'a self,
+        name: &str,
+    ) -> impl Iterator<Item = (VolumeId, &'a Volume)> + use<'a> {
+        self.records_after(name).filter(|(_, volume)| volume.snapshot.is_none())
+    }
+
+    /// Snapshots that are not being deleted, in order of their names, after `name`.
+    pub fn snapshots_after<'a>(
+        &'a self,
+        name: &str,
+    ) -> impl Iterator<Item = (VolumeId, &'a Volume, &'a Snapshot)> + use<'a> {
+        let records = self.records_after(name);
+        records.filter_map(|(id, volume)| Some((id, volume, volume.snapshot.as_ref()?)))
+    }
+
+    fn records_after<'a>(
         &'a self,
         name: &str,
     ) -> impl Iterator<Item = (VolumeId, &'a Volume)> + use<'a> {

@@ -186,12 +186,14 @@ pub fn request_id() -> Bytes {
     curve_types::VolumeId::random().to_wire()
 }
 
-/// What a fake chunkserver was told, by copyset.
+/// Which commands to a copyset a fake chunkserver answers with an error.
+pub type Refusing = fn(u32, &Command) -> Option<ChunkError>;
+
+/// What a fake chunkserver was told and did, by copyset.
 #[derive(Default)]
 pub struct Told {
     pub commands: Mutex<BTreeMap<u32, Vec<Command>>>,
-    /// Answers every command with this, if set.
-    pub refuse: Mutex<Option<ChunkError>>,
+    pub refuse: Mutex<Option<Refusing>>,
 }
 
 /// Remembers commands of the MDS as if they were committed.
@@ -201,15 +203,16 @@ impl rpc::Service for Memory {
     fn on_request(&self, request: Request, replier: Replier) {
         assert_eq!(request.frame.header.kind, KIND_PROPOSE);
         let by_mds = matches!(request.principal, Principal::Mds { .. });
-        let refuse = self.0.refuse.lock().expect("no panic while held").clone();
-        let reply = match (by_mds, refuse) {
+        let (header, payload) = Command::split(&request.frame.body).expect("a header");
+        let command = Command::decode_parts(&header, payload).expect("a command");
+        let group = request.frame.header.group;
+        let refuse = *self.0.refuse.lock().expect("no panic while held");
+        let reply = match (by_mds, refuse.and_then(|refuse| refuse(group, &command))) {
             (false, _) => Err(ChunkError::Forbidden),
             (true, Some(error)) => Err(error),
             (true, None) => {
-                let (header, payload) = Command::split(&request.frame.body).expect("a header");
-                let command = Command::decode_parts(&header, payload).expect("a command");
                 let mut commands = self.0.commands.lock().expect("no panic while held");
-                commands.entry(request.frame.header.group).or_default().push(command);
+                commands.entry(group).or_default().push(command);
                 Ok(Bytes::new())
             }
         };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use curve_types::{CopysetId, DeviceId, SessionId};
+use curve_types::{CopysetId, DeviceId, SessionId, VolumeId};
 
 use crate::state::{Copyset, Device, Joining, Pool, State};
 
@@ -53,6 +53,8 @@ pub struct View {
     pub sessions: BTreeMap<SessionId, Moment>,
     /// When a device was last registered that had not been there.
     pub devices_changed: Moment,
+    /// Snapshots that this leader is taking; others that are not ready were left behind.
+    pub taking: BTreeSet<VolumeId>,
 }
 
 impl View {

@@ -17,6 +17,8 @@ use tonic::{Code, Status};
 use crate::log::WireId;
 use crate::testing::{FakeChunkserver, TestMds, channel, formed_pool, request_id};
 
+mod snapshots;
+
 const OUT_AFTER: Duration = Duration::from_secs(600);
 const MIB: u64 = 1 << 20;
 
@@ -34,7 +36,7 @@ async fn create(client: &mut MdsVolumeClient<Channel>, name: &str) -> proto::Vol
         pool: String::new(),
         size: 64 * MIB,
         request_id: request_id(),
-        limits: None,
+        ..Default::default()
     };
     client.create(request).await.expect("create").into_inner()
 }
@@ -135,7 +137,7 @@ async fn attach_over_a_change_of_leader(
     request: proto::AttachRequest,
 ) -> proto::Session {
     for server in servers.iter() {
-        *server.told.refuse.lock().expect("lock") = Some(ChunkError::Unavailable);
+        *server.told.refuse.lock().expect("lock") = Some(|_, _| Some(ChunkError::Unavailable));
     }
     let call = admin.attach(request.clone());
     assert!(tokio::time::timeout(Duration::from_millis(400), call).await.is_err(), "it waits");
@@ -237,6 +239,7 @@ async fn an_attachment_learns_of_changed_limits_with_its_renewal() {
         size: 64 * MIB,
         request_id: request_id(),
         limits: Some(limits),
+        source: None,
     };
     let volume = csi.create(request).await.expect("create").into_inner();
     assert_eq!(volume.limits.expect("told").iops, Some(300));
@@ -458,7 +461,7 @@ async fn pools_are_made_listed_and_deleted() {
         pool: "fast".to_owned(),
         size: MIB,
         request_id: request_id(),
-        limits: None,
+        ..Default::default()
     };
     expect_refusal(volumes.create(request).await, Code::Unavailable, "has no copysets yet");
     let delete = || proto::DeletePoolRequest { name: "fast".to_owned(), request_id: request_id() };

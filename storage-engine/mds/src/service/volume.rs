@@ -6,16 +6,17 @@ use curve_wire::auth::{Principal, session_key};
 use curve_wire::pki::Role;
 use curve_wire::proto::mds_volume_server::MdsVolume;
 use curve_wire::proto::{
-    self, AttachRequest, CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse,
-    DetachRequest, DetachResponse, ListVolumesRequest, ListVolumesResponse, PublishRequest,
-    PublishResponse, RenewSessionRequest, RenewSessionResponse, ResizeVolumeRequest,
-    SetLimitsRequest, UnpublishRequest, UnpublishResponse, VolumeRef,
+    self, AttachRequest, CreateSnapshotsRequest, CreateSnapshotsResponse, CreateVolumeRequest,
+    DeleteVolumeRequest, DeleteVolumeResponse, DetachRequest, DetachResponse, ListSnapshotsRequest,
+    ListVolumesRequest, ListVolumesResponse, PublishRequest, PublishResponse, RenewSessionRequest,
+    RenewSessionResponse, ResizeVolumeRequest, RollbackRequest, SetLimitsRequest, UnpublishRequest,
+    UnpublishResponse, VolumeRef, volume_ref,
 };
 use tonic::{Code, Request, Response, Status};
 
 use super::caller::Caller;
 use super::{Service, volume_id};
-use crate::lead::finish_fence;
+use crate::lead::{finish_fence, finish_restoration};
 use crate::log::{self, WireId, answer, command::Kind};
 use crate::node::not_found;
 use crate::state::{DEFAULT_POOL, Session, Volume};
@@ -25,6 +26,7 @@ use crate::view::{SESSION_LEASE, Scene};
 const LIST_MAX: u32 = 1000;
 
 const OWNERS: [Role; 2] = [Role::Csi, Role::Admin];
+const LISTERS: [Role; 3] = [Role::Csi, Role::Admin, Role::Operator];
 const ATTACHERS: [Role; 2] = [Role::Agent, Role::Admin];
 const READERS: [Role; 4] = [Role::Csi, Role::Admin, Role::Operator, Role::Agent];
 
@@ -36,15 +38,21 @@ impl MdsVolume for Service {
     ) -> Result<Response<proto::Volume>, Status> {
         Caller::require(&request, &OWNERS)?;
         let asked = request.into_inner();
-        let pool = if asked.pool.is_empty() { DEFAULT_POOL.to_owned() } else { asked.pool };
+        let source = self.source_id(asked.source.as_ref()).await?;
+        let pool = match source {
+            None if asked.pool.is_empty() => DEFAULT_POOL.to_owned(),
+            _ => asked.pool,
+        };
+        let id = source.map_or_else(VolumeId::random, VolumeId::random_beside);
         let create = log::CreateVolume {
-            volume_id: VolumeId::random().to_wire(),
+            volume_id: id.to_wire(),
             name: asked.name,
             pool,
             size: asked.size,
             limits: asked.limits.map(|limits| LimitsChange::from(limits).into()),
+            source_id: source.map(VolumeId::to_wire).unwrap_or_default(),
         };
-        self.volume_answer(&asked.request_id, Kind::CreateVolume(create)).await
+        self.restored_answer(&asked.request_id, Kind::CreateVolume(create)).await
     }
 
     async fn get(&self, request: Request<VolumeRef>) -> Result<Response<proto::Volume>, Status> {
@@ -67,13 +75,12 @@ impl MdsVolume for Service {
         &self,
         request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
-        Caller::require(&request, &[Role::Csi, Role::Admin, Role::Operator])?;
+        Caller::require(&request, &LISTERS)?;
         self.0.leading_now().await?;
         let ListVolumesRequest { after_name, limit } = request.into_inner();
-        let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) } as usize;
         let (volumes, more) = self.0.look(|scene| {
             let mut after = scene.state.volumes_after(&after_name);
-            let page = after.by_ref().take(limit);
+            let page = after.by_ref().take(page_limit(limit));
             let volumes = page.map(|(id, volume)| message(scene, id, volume)).collect();
             (volumes, after.next().is_some())
         });
@@ -223,6 +230,35 @@ impl MdsVolume for Service {
         self.0.mutate(&asked.request_id, Kind::CloseSession(close)).await?;
         Ok(Response::new(DetachResponse {}))
     }
+
+    async fn create_snapshots(
+        &self,
+        request: Request<CreateSnapshotsRequest>,
+    ) -> Result<Response<CreateSnapshotsResponse>, Status> {
+        Caller::require(&request, &OWNERS)?;
+        self.0.leading_now().await?;
+        self.take_snapshots(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        Caller::require(&request, &LISTERS)?;
+        self.0.leading_now().await?;
+        self.snapshots_page(request.into_inner()).map(Response::new)
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<RollbackRequest>,
+    ) -> Result<Response<proto::Volume>, Status> {
+        Caller::require(&request, &OWNERS)?;
+        self.0.leading_now().await?;
+        let asked = request.into_inner();
+        let command = self.rollback_command(&asked)?;
+        self.restored_answer(&asked.request_id, command).await
+    }
 }
 
 impl Service {
@@ -237,7 +273,33 @@ impl Service {
         }
     }
 
-    fn volume_message(&self, id: VolumeId) -> Result<Response<proto::Volume>, Status> {
+    /// As `volume_answer`, once the volume has the data that it is to begin with.
+    async fn restored_answer(
+        &self,
+        request_id: &Bytes,
+        kind: Kind,
+    ) -> Result<Response<proto::Volume>, Status> {
+        let answer = self.volume_answer(request_id, kind).await?;
+        let id = volume_id(&answer.get_ref().id)?;
+        if self.0.state.read().volumes.get(&id).is_some_and(|volume| volume.restoring.is_none()) {
+            return Ok(answer);
+        }
+        finish_restoration(&self.0, id).await?;
+        self.volume_message(id)
+    }
+
+    /// What a volume is to be made from. By id it need not exist: then the volume does, if this is
+    /// a repetition.
+    async fn source_id(&self, source: Option<&VolumeRef>) -> Result<Option<VolumeId>, Status> {
+        let Some(reference) = source else { return Ok(None) };
+        self.0.leading_now().await?;
+        match &reference.by {
+            Some(volume_ref::By::Id(raw)) => volume_id(raw).map(Some),
+            _ => self.volume(source, |id, _| Some(id)),
+        }
+    }
+
+    pub(super) fn volume_message(&self, id: VolumeId) -> Result<Response<proto::Volume>, Status> {
         let found = self.0.look(|scene| {
             let volume = scene.state.volumes.get(&id)?;
             Some(message(scene, id, volume))
@@ -254,7 +316,7 @@ impl Service {
         }
     }
 
-    fn live_sessions(&self, volume: VolumeId) -> Vec<log::LiveSession> {
+    pub(super) fn live_sessions(&self, volume: VolumeId) -> Vec<log::LiveSession> {
         self.0.look(|scene| {
             let sessions = scene.state.volumes.get(&volume).into_iter().flat_map(|v| &v.sessions);
             sessions
@@ -327,7 +389,12 @@ fn session_without_key(
     }
 }
 
-fn message(scene: Scene<'_>, id: VolumeId, volume: &Volume) -> proto::Volume {
+/// How many volumes a page has at most.
+pub(super) fn page_limit(asked: u32) -> usize {
+    if asked == 0 { LIST_MAX as usize } else { asked.min(LIST_MAX) as usize }
+}
+
+pub(super) fn message(scene: Scene<'_>, id: VolumeId, volume: &Volume) -> proto::Volume {
     let session = |(session, open): (&SessionId, &Session)| {
         let age_ms = scene.view.session_age(*session, scene.now).as_millis() as u64;
         session_without_key(id, volume, *session, open, age_ms)
@@ -344,5 +411,12 @@ fn message(scene: Scene<'_>, id: VolumeId, volume: &Volume) -> proto::Volume {
         created_unix_ms: volume.created_unix_ms,
         deleting: volume.deleting,
         limits: Some(volume.limits.into()),
+        snapshot: volume.snapshot.as_ref().map(|snapshot| proto::SnapshotInfo {
+            volume_id: snapshot.volume.to_wire(),
+            volume_name: snapshot.volume_name.clone(),
+            name: snapshot.name.clone(),
+            ready: snapshot.ready,
+        }),
+        source_id: volume.source.map(VolumeId::to_wire).unwrap_or_default(),
     }
 }

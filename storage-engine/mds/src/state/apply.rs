@@ -65,6 +65,11 @@ impl State {
             Kind::CloseSession(close) => self.close_session(close),
             Kind::Fenced(fenced) => self.fenced(fenced),
             Kind::SetLimits(set) => self.set_limits(set),
+            Kind::BeginSnapshots(begin) => self.begin_snapshots(begin, now_unix_ms),
+            Kind::SnapshotsReady(ids) => self.snapshots_ready(ids),
+            Kind::AbandonSnapshots(ids) => self.abandon_snapshots(ids),
+            Kind::Rollback(rollback) => self.roll_back(rollback),
+            Kind::Restored(restored) => self.restored(restored),
             Kind::PreferLeader(prefer) => self.prefer_leader(prefer),
         }
     }
@@ -189,5 +194,10 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::CloseSession(_) => 37,
         Kind::Fenced(_) => 38,
         Kind::SetLimits(_) => 39,
+        Kind::BeginSnapshots(_) => 40,
+        Kind::SnapshotsReady(_) => 41,
+        Kind::Restored(_) => 42,
+        Kind::Rollback(_) => 43,
+        Kind::AbandonSnapshots(_) => 44,
     }
 }

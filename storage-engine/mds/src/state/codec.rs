@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::limits::{load_limits, store_limits};
 use super::{
-    Answered, Cluster, Copyset, Device, FailureDomain, Joining, Pool, Publication, Session, State,
-    Volume,
+    Answered, Cluster, Copyset, Device, FailureDomain, Joining, Pool, Publication, Session,
+    Snapshot, State, Volume,
 };
 use crate::log::{self, StoredState, WireId, ids_from_wire, ids_to_wire};
 
@@ -221,7 +221,27 @@ fn store_volume((id, volume): (&VolumeId, &Volume)) -> log::StoredVolume {
         revoked: volume.revoked,
         publications: volume.publications.iter().map(publication).collect(),
         limits: store_limits(volume.limits),
+        snapshot: volume.snapshot.as_ref().map(store_snapshot),
+        restoring: volume.restoring.map(VolumeId::to_wire).unwrap_or_default(),
+        source: volume.source.map(VolumeId::to_wire).unwrap_or_default(),
     }
+}
+
+fn store_snapshot(snapshot: &Snapshot) -> log::StoredSnapshot {
+    let Snapshot { volume, volume_name, name, ready } = snapshot.clone();
+    log::StoredSnapshot { volume_id: volume.to_wire(), volume_name, name, ready }
+}
+
+fn load_snapshot(stored: log::StoredSnapshot) -> Result<Snapshot, DecodeError> {
+    let log::StoredSnapshot { volume_id, volume_name, name, ready } = stored;
+    let volume = VolumeId::from_wire(&volume_id).ok_or(field("snapshot"))?;
+    Ok(Snapshot { volume, volume_name, name, ready })
+}
+
+/// None for no bytes.
+fn load_volume_id(name: &'static str, raw: &[u8]) -> Result<Option<VolumeId>, DecodeError> {
+    let id = || VolumeId::from_wire(raw).ok_or(field(name));
+    (!raw.is_empty()).then(id).transpose()
 }
 
 fn load_volume(stored: log::StoredVolume) -> Result<(VolumeId, Volume), DecodeError> {
@@ -246,6 +266,9 @@ fn load_volume(stored: log::StoredVolume) -> Result<(VolumeId, Volume), DecodeEr
         revoked: stored.revoked,
         publications: stored.publications.into_iter().map(publication).collect(),
         limits: load_limits(stored.limits),
+        snapshot: stored.snapshot.map(load_snapshot).transpose()?,
+        restoring: load_volume_id("restoring", &stored.restoring)?,
+        source: load_volume_id("source", &stored.source)?,
     };
     Ok((VolumeId::from_wire(&stored.id).ok_or(field("volume id"))?, volume))
 }

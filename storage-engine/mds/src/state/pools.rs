@@ -48,7 +48,8 @@ impl State {
         };
         let volumes = self.volumes.values().filter(|volume| volume.pool == id).count();
         if volumes > 0 {
-            let message = format!("pool {name:?} holds {volumes} volumes: delete them first");
+            let message =
+                format!("pool {name:?} holds {volumes} volumes and snapshots: delete them first");
             return Err(Refusal::new(Reason::Precondition, message));
         }
         self.copysets.retain(|_, copyset| copyset.pool != id);

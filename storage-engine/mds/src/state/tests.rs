@@ -8,6 +8,8 @@ use curve_types::{
 use super::*;
 use crate::log::{self, WireId, answer, command::Kind, ids_to_wire};
 
+mod snapshots;
+
 const GIB: u64 = 1 << 30;
 
 fn device(n: u8) -> DeviceId {
@@ -139,7 +141,7 @@ fn ready() -> State {
 fn create(name: &str, n: u8, size: u64) -> Kind {
     let (name, pool) = (name.to_owned(), "default".to_owned());
     let volume_id = volume(n).to_wire();
-    Kind::CreateVolume(log::CreateVolume { volume_id, name, pool, size, limits: None })
+    Kind::CreateVolume(log::CreateVolume { volume_id, name, pool, size, ..Default::default() })
 }
 
 fn set_limits(change: LimitsChange) -> Kind {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use curve_types::{ByteSize, Epoch, SessionId, VOLUME_SIZE_MAX, VolumeId};
+use curve_types::{ByteSize, Epoch, PoolId, SessionId, VOLUME_SIZE_MAX, VolumeId};
 
 use super::apply::{Applied, done, validate_name, volume_id};
 use super::limits::{load_limits, validate_limits};
@@ -23,36 +23,49 @@ const REVOKED_MAX: u32 = 100;
 impl State {
     pub(super) fn create_volume(&mut self, create: log::CreateVolume, now_ms: u64) -> Applied {
         validate_name("volume name", &create.name)?;
-        validate_size(create.size)?;
         let limits = load_limits(create.limits);
         validate_limits(limits)?;
         let id = volume_id(&create.volume_id)?;
-        let Some((pool, _)) = self.pool_by_name(&create.pool) else {
-            let known: Vec<&str> = self.pools.values().map(|pool| pool.name.as_str()).collect();
-            let message =
-                format!("pool is {:?}: expected one of {}", create.pool, known.join(", "));
-            return Err(Refusal::new(Reason::NotFound, message));
+        let source = match create.source_id.is_empty() {
+            true => None,
+            false => Some(volume_id(&create.source_id)?),
         };
+        // Of a volume that was cloned before and whose source is gone by now, what it has counts.
+        let cloned = self
+            .volume_by_name(&create.name)
+            .filter(|(_, volume)| source.is_some() && volume.source == source);
+        let (pool, size) = match (source, cloned) {
+            (Some(_), Some((_, volume))) => {
+                let size = if create.size == 0 { volume.size } else { create.size };
+                (self.pool_or(&create.pool, volume.pool)?, size)
+            }
+            (Some(source), None) => self.validate_source(source, &create.pool, create.size)?,
+            (None, _) => (self.pool_named(&create.pool)?, create.size),
+        };
+        validate_size(size)?;
         if let Some((existing, volume)) = self.volume_by_name(&create.name) {
-            if (volume.pool, volume.size, volume.limits) == (pool, create.size, limits) {
+            let found = (volume.pool, volume.size, volume.limits, volume.source);
+            if found == (pool, size, limits, source) {
                 return Ok(answer::Kind::VolumeId(existing.to_wire()));
             }
             let message = format!(
-                "volume {:?} exists with other properties: {} in pool {:?}, limits: {}",
+                "volume {:?} exists with other properties: {} in pool {:?}, limits: {}, made from {}",
                 volume.name,
                 ByteSize(volume.size),
                 self.pools[&volume.pool].name,
-                volume.limits
+                volume.limits,
+                volume.source.map_or("nothing".to_owned(), |source| self.name_of(source))
             );
             return Err(Refusal::new(Reason::AlreadyExists, message));
         }
         self.check_ready(pool)?;
-        self.check_room(pool, create.size)?;
+        self.check_room(pool, size)?;
         let volume = Volume {
             name: create.name.clone(),
             pool,
-            size: create.size,
-            epoch: Epoch(0),
+            size,
+            // Taking the data over is done at an epoch, as an attachment is.
+            epoch: source.map_or(Epoch(0), |_| Epoch(0).next_attachment()),
             fenced_epoch: Epoch(0),
             deleting: false,
             created_unix_ms: now_ms,
@@ -61,6 +74,9 @@ impl State {
             revoked: 0,
             publications: BTreeMap::new(),
             limits,
+            snapshot: None,
+            restoring: source,
+            source,
         };
         self.volumes.insert(id, volume);
         self.names.insert(create.name, id);
@@ -71,6 +87,13 @@ impl State {
         validate_size(resize.size)?;
         let id = volume_id(&resize.volume_id)?;
         let volume = self.live_volume(id)?;
+        if volume.snapshot.is_some() {
+            let name = &volume.name;
+            let message = format!(
+                "{name:?} is a snapshot, which keeps its size: make a larger volume from it"
+            );
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
         if resize.size < volume.size {
             let message = format!(
                 "size is {} and volume {:?} has {}: a volume can only grow",
@@ -92,26 +115,20 @@ impl State {
     pub(super) fn delete_volume(&mut self, delete: log::DeleteVolume) -> Applied {
         let id = volume_id(&delete.volume_id)?;
         let Ok(volume) = self.live_volume(id) else { return done() };
-        if let Some(node) = volume.publications.keys().next() {
-            let message = format!(
-                "volume {:?} is published to {node}: unpublish it there first",
-                volume.name
-            );
-            return Err(Refusal::new(Reason::Precondition, message));
-        }
-        let live = |(id, _): &(&SessionId, &Session)| delete.live_sessions.contains(&id.0);
-        if let Some((session, Session { node, .. })) = volume.sessions.iter().find(live) {
-            let name = &volume.name;
-            let message = format!(
-                "volume {name:?} is attached on {node} (session {session}): detach it there first"
-            );
-            return Err(Refusal::new(Reason::Precondition, message));
-        }
-        volume.deleting = true;
-        volume.sessions.clear();
-        let name = volume.name.clone();
-        self.names.remove(&name);
+        volume.check_unused(&delete.live_sessions)?;
+        self.check_not_restored_from(id)?;
+        self.begin_deletion(id);
         done()
+    }
+
+    /// From now on it is only there for its chunks to be dropped.
+    pub(super) fn begin_deletion(&mut self, id: VolumeId) {
+        if let Ok(volume) = self.live_volume(id) {
+            volume.deleting = true;
+            volume.sessions.clear();
+            let name = volume.name.clone();
+            self.names.remove(&name);
+        }
     }
 
     /// After every copyset dropped its chunks.
@@ -124,7 +141,9 @@ impl State {
 
     pub(super) fn publish(&mut self, publish: log::Publish) -> Applied {
         validate_name("node", &publish.node)?;
-        let volume = self.live_volume(volume_id(&publish.volume_id)?)?;
+        let id = volume_id(&publish.volume_id)?;
+        self.check_usable(id, publish.read_only)?;
+        let volume = self.live_volume(id)?;
         let log::Publish { node, read_only, shared, .. } = publish;
         let wanted = Publication { read_only, shared };
         if let Some(existing) = volume.publications.get(&node) {
@@ -169,8 +188,10 @@ impl State {
     pub(super) fn open_session(&mut self, open: log::OpenSession) -> Applied {
         validate_name("node", &open.node)?;
         let id = SessionId(self.next_session);
-        let volume = self.live_volume(volume_id(&open.volume_id)?)?;
-        volume.check_publication(&open)?;
+        let volume = volume_id(&open.volume_id)?;
+        self.live_volume(volume)?.check_publication(&open)?;
+        self.check_usable(volume, open.read_only)?;
+        let volume = self.live_volume(volume)?;
         let log::OpenSession { node, read_only, shared, .. } = open.clone();
         let tolerant = read_only || shared;
         let elsewhere = |session: &&Session| session.node != node;
@@ -203,6 +224,20 @@ impl State {
         done()
     }
 
+    fn pool_named(&self, name: &str) -> Result<PoolId, Refusal> {
+        let missing = || {
+            let known: Vec<&str> = self.pools.values().map(|pool| pool.name.as_str()).collect();
+            let message = format!("pool is {name:?}: expected one of {}", known.join(", "));
+            Refusal::new(Reason::NotFound, message)
+        };
+        self.pool_by_name(name).map(|(id, _)| id).ok_or_else(missing)
+    }
+
+    /// The pool of that name; `default` if it is empty.
+    pub(super) fn pool_or(&self, name: &str, default: PoolId) -> Result<PoolId, Refusal> {
+        if name.is_empty() { Ok(default) } else { self.pool_named(name) }
+    }
+
     pub(super) fn live_volume(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
         let missing = || Refusal::new(Reason::NotFound, format!("volume {id} does not exist"));
         self.volumes.get_mut(&id).filter(|volume| !volume.deleting).ok_or_else(missing)
@@ -210,8 +245,26 @@ impl State {
 }
 
 impl Volume {
+    /// That no node has it or may have it.
+    pub(super) fn check_unused(&self, live_sessions: &[u64]) -> Result<(), Refusal> {
+        let name = &self.name;
+        if let Some(node) = self.publications.keys().next() {
+            let message =
+                format!("volume {name:?} is published to {node}: unpublish it there first");
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
+        let live = |(id, _): &(&SessionId, &Session)| live_sessions.contains(&id.0);
+        if let Some((session, Session { node, .. })) = self.sessions.iter().find(live) {
+            let message = format!(
+                "volume {name:?} is attached on {node} (session {session}): detach it there first"
+            );
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
+        Ok(())
+    }
+
     /// Ends every session: from now on only attachments that come later count.
-    fn raise_epoch(&mut self) {
+    pub(super) fn raise_epoch(&mut self) {
         self.sessions.clear();
         self.revoking.clear();
         self.revoked = 0;
