@@ -29,8 +29,11 @@ pub enum CsiError {
     PublishedElsewhere { volume: String, nodes: String },
     #[error("{reason}")]
     Precondition { reason: String },
-    #[error("starting_token {token:?} was not given out by ListVolumes: start again without one")]
-    Token { token: String },
+    #[error("starting_token {token:?} was not given out by {rpc}: start again without one")]
+    Token { rpc: &'static str, token: String },
+    /// To be asked for again: what was begun goes on from where it is.
+    #[error("{what}: {reason}")]
+    Pending { what: String, reason: String },
     #[error("{waiting} operations wait for volume {volume} already")]
     Busy { volume: String, waiting: usize },
     #[error(
@@ -67,6 +70,11 @@ impl CsiError {
         move |source| Self::Attach { step, source }
     }
 
+    /// Whether the MDS has no such volume or snapshot.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Volume { source: VolumeError::Missing(_), .. })
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } => Code::InvalidArgument,
@@ -75,7 +83,7 @@ impl CsiError {
             Self::OutOfRange { .. } => Code::OutOfRange,
             Self::Exhausted { .. } => Code::ResourceExhausted,
             Self::PublishedElsewhere { .. } | Self::Precondition { .. } => Code::FailedPrecondition,
-            Self::Token { .. } | Self::Busy { .. } => Code::Aborted,
+            Self::Token { .. } | Self::Pending { .. } | Self::Busy { .. } => Code::Aborted,
             Self::UnknownCluster { .. } | Self::Source(_) => Code::Unavailable,
             Self::Timeout { .. } => Code::DeadlineExceeded,
             Self::Volume { source, .. } => match source {

@@ -57,6 +57,7 @@ impl Identity for IdentityService {
         let online = plugin_capability::VolumeExpansion { r#type: Expansion::Online.into() };
         let capabilities = [
             plugin_capability::Type::Service(service(Service::ControllerService)),
+            plugin_capability::Type::Service(service(Service::GroupControllerService)),
             plugin_capability::Type::Service(service(Service::VolumeAccessibilityConstraints)),
             plugin_capability::Type::VolumeExpansion(online),
         ];

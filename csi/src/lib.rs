@@ -1,7 +1,7 @@
 //! The CSI driver `block.csi.curve.io`: Kubernetes' volume requests, carried out by the MDS of a
 //! Curve cluster and by the agent of a node.
 //!
-//! `controller` and `node` hold a file per RPC: parse, plan (pure), execute. What they ask of the
+//! `controller`, `group_controller` and `node` hold a file per RPC: parse, plan (pure), execute. What they ask of the
 //! rest of Curve is in `volumes` and `attachments`. Every RPC goes through `rpc`, which joins
 //! repeated calls, logs and counts. No volume state is kept here: it is in the MDS, in the agent
 //! and in the node's mount table.
@@ -11,10 +11,12 @@ pub mod capability;
 pub mod clusters;
 pub mod controller;
 pub mod error;
+pub mod group_controller;
 pub mod handle;
 pub mod health;
 pub mod identity;
 pub mod limits;
+pub mod names;
 pub mod node;
 pub mod parameters;
 pub mod registration;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use csi_proto::csi::v1::controller_server::ControllerServer;
+use csi_proto::csi::v1::group_controller_server::GroupControllerServer;
 use csi_proto::csi::v1::identity_server::IdentityServer;
 use csi_proto::csi::v1::node_server::NodeServer;
 use curve_csi::attachments::agent::Agent;
@@ -16,6 +17,7 @@ use curve_csi::clusters::secrets::Secrets;
 use curve_csi::clusters::{Clusters, ConnectionSource};
 use curve_csi::controller::nodes::{KubernetesNodes, ListedNodes, NodeDirectory, NodeInfo};
 use curve_csi::controller::{self, ControllerService};
+use curve_csi::group_controller::GroupControllerService;
 use curve_csi::identity::{IdentityService, Readiness};
 use curve_csi::node::{self, NodeService};
 use curve_csi::rpc::Rpcs;
@@ -141,7 +143,10 @@ async fn run_controller(args: ControllerArgs) -> anyhow::Result<()> {
     let port = args.metrics.bind().await?;
     let (rpcs, registry) = instruments();
     let service = ControllerService::new(rpcs.clone(), context.clone());
-    let router = identity(rpcs, context).add_service(ControllerServer::new(service));
+    let groups = GroupControllerService::new(rpcs.clone(), context.clone());
+    let router = identity(rpcs, context)
+        .add_service(ControllerServer::new(service))
+        .add_service(GroupControllerServer::new(groups));
     let stop = stop_signal()?;
     let listener = server::bind(&args.endpoint, Reach::Directory)?;
     tracing::info!(endpoint = %args.endpoint.display(), "serves the controller");

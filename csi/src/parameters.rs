@@ -56,6 +56,18 @@ impl Parameters {
     }
 }
 
+/// Parameters of a VolumeSnapshotClass or VolumeGroupSnapshotClass: this driver has none.
+pub fn check_snapshot_parameters(map: &HashMap<String, String>) -> Result<(), CsiError> {
+    match unknown_keys(map, |_| false) {
+        None => Ok(()),
+        Some(unknown) => {
+            let reason =
+                format!("unknown parameter {unknown}; known are none but {KUBERNETES_PREFIX}*");
+            Err(CsiError::invalid("parameters", reason))
+        }
+    }
+}
+
 /// The keys that are neither known nor Kubernetes' own, in order.
 pub fn unknown_keys(
     map: &HashMap<String, String>,
@@ -99,6 +111,14 @@ mod tests {
         for word in ["replcas", "cluster", "pool", "csi.storage.k8s.io/"] {
             assert!(text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_class_has_no_parameters_but_those_of_kubernetes() {
+        let given = map(&[("csi.storage.k8s.io/volumesnapshot/name", "s")]);
+        check_snapshot_parameters(&given).expect("Kubernetes' own");
+        let error = check_snapshot_parameters(&map(&[("pool", "fast")])).expect_err("unknown");
+        assert!(error.to_string().contains("unknown parameter pool"), "{error}");
     }
 
     #[test]

@@ -55,6 +55,21 @@ impl SizeRange {
         self.round_up(wanted.max(least))
     }
 
+    /// Size of a new volume that begins with the `source` bytes of another: never less than that.
+    pub fn plan_clone(self, source: u64) -> Result<u64, CsiError> {
+        if self.contains(source) {
+            return Ok(source);
+        }
+        match self.limit {
+            Some(limit) if limit < source => {
+                let size = ByteSize(source);
+                let reason = format!("the source has {size}, limit_bytes is {limit}");
+                Err(CsiError::OutOfRange { field: "capacity_range", reason })
+            }
+            _ => self.round_up(self.required),
+        }
+    }
+
     /// Size that a volume of `current` bytes is to have; never less than it has.
     pub fn plan_expand(self, current: u64) -> Result<u64, CsiError> {
         if self.contains(current) {
@@ -130,6 +145,15 @@ mod tests {
             let range = CapacityRange { required_bytes: required, limit_bytes: limit };
             assert!(matches!(SizeRange::parse(Some(range)), Err(CsiError::Invalid { .. })));
         }
+    }
+
+    #[test]
+    fn a_clone_is_as_large_as_its_source_or_larger() {
+        let any = SizeRange::parse(None).expect("absent is fine");
+        assert_eq!(any.plan_clone(8 * MIB).expect("the same"), 8 * MIB);
+        assert_eq!(range(1, 8 << 20).plan_clone(8 * MIB).expect("the same"), 8 * MIB);
+        assert_eq!(range((9 << 20) + 1, 0).plan_clone(8 * MIB).expect("larger"), 10 * MIB);
+        assert!(matches!(range(1, 4 << 20).plan_clone(8 * MIB), Err(CsiError::OutOfRange { .. })));
     }
 
     #[test]

@@ -25,6 +25,50 @@ pub struct VolumeInfo {
     /// On its way out: it can only be deleted again.
     pub deleting: bool,
     pub limits: VolumeLimits,
+    /// The snapshot that it was made from, which may be gone by now.
+    pub source: Option<VolumeId>,
+}
+
+/// A snapshot as the MDS knows it: it outlives the volume that it was taken of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotInfo {
+    /// In one space with those of volumes.
+    pub id: VolumeId,
+    /// `VOLUME@SNAPSHOT`, by which lists are ordered.
+    pub full_name: String,
+    /// The part of it behind the `@`.
+    pub name: String,
+    /// Of what; that volume may be gone by now.
+    pub volume: VolumeId,
+    pub pool: String,
+    /// Bytes.
+    pub size: u64,
+    /// Milliseconds since 1970, by the MDS's clock.
+    pub created_unix_ms: u64,
+    /// It is whole: volumes can be made from it.
+    pub ready: bool,
+    /// On its way out: it can only be deleted again.
+    pub deleting: bool,
+}
+
+/// Snapshots in the order of their full names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SnapshotPage {
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Snapshots with greater names exist.
+    pub more: bool,
+}
+
+/// A volume to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewVolume<'a> {
+    pub name: &'a str,
+    pub pool: &'a str,
+    /// Bytes.
+    pub size: u64,
+    pub limits: VolumeLimits,
+    /// A snapshot in the same pool, not larger, whose data it begins with.
+    pub source: Option<VolumeId>,
 }
 
 /// Volumes in the order of their names.
@@ -34,6 +78,9 @@ pub struct VolumePage {
     /// Volumes with greater names exist.
     pub more: bool,
 }
+
+/// Volumes that the MDS takes snapshots of at one point in time.
+pub const SNAPSHOTS_AT_ONCE: usize = 64;
 
 /// Space of one pool, in bytes of volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,13 +121,8 @@ pub trait VolumeService: Send + Sync {
     /// Which cluster answers there.
     async fn cluster_id(&self) -> Result<ClusterId, VolumeError>;
     /// The existing volume if it has the same properties, `Exists` if it has others.
-    async fn create(
-        &self,
-        name: &str,
-        pool: &str,
-        size: u64,
-        limits: VolumeLimits,
-    ) -> Result<VolumeInfo, VolumeError>;
+    async fn create(&self, volume: NewVolume<'_>) -> Result<VolumeInfo, VolumeError>;
+    /// `Missing` also for the id of a snapshot.
     async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError>;
     async fn get_by_name(&self, name: &str) -> Result<VolumeInfo, VolumeError>;
     /// At most `limit` volumes whose names are greater than `after`.
@@ -93,7 +135,22 @@ pub trait VolumeService: Send + Sync {
         id: VolumeId,
         change: LimitsChange,
     ) -> Result<VolumeInfo, VolumeError>;
-    /// Done if the volume is absent.
+    /// Takes a snapshot of each volume under the name beside it, all at one point in time, and
+    /// answers when they are ready, in the order asked for. At most `SNAPSHOTS_AT_ONCE`.
+    async fn create_snapshots(
+        &self,
+        snapshots: &[(VolumeId, &str)],
+    ) -> Result<Vec<SnapshotInfo>, VolumeError>;
+    /// `Missing` also for the id of a volume.
+    async fn get_snapshot(&self, id: VolumeId) -> Result<SnapshotInfo, VolumeError>;
+    /// At most `limit` snapshots, of `volume` or of all, whose names are greater than `after`.
+    async fn list_snapshots(
+        &self,
+        volume: Option<VolumeId>,
+        after: &str,
+        limit: u32,
+    ) -> Result<SnapshotPage, VolumeError>;
+    /// Of a volume or a snapshot. Done if it is absent.
     async fn delete(&self, id: VolumeId) -> Result<(), VolumeError>;
     /// Lets `node` attach the volume.
     async fn publish(&self, id: VolumeId, node: &str, sharing: Sharing) -> Result<(), VolumeError>;

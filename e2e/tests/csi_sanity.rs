@@ -22,9 +22,6 @@ const STOPPED: Duration = Duration::from_secs(30);
 const VOLUME_BYTES: u64 = 64 << 20;
 const EXPANDED_BYTES: u64 = 128 << 20;
 
-/// What Curve does not offer yet, as the suite words its skips.
-const SKIPS_ALLOWED: [&str; 5] = ["Snapshot", "SNAPSHOT", "Cloning", "Modify", "Group"];
-
 /// A process that is asked to end, and made to, when the value goes away.
 struct Running {
     name: &'static str,
@@ -200,30 +197,23 @@ fn run_suite(stack: &Stack, access_type: &str) -> Result<()> {
             at("log").display()
         );
     }
-    let (passed, skipped) = judge(&fs::read_to_string(&report).context("read the report")?)?;
-    println!("csi-sanity, {access_type}: {passed} passed, {} skipped", skipped.len());
-    for skip in skipped {
-        println!("  skipped: {skip}");
-    }
+    let passed = judge(&fs::read_to_string(&report).context("read the report")?)?;
+    println!("csi-sanity, {access_type}: {passed} passed");
     Ok(())
 }
 
-/// Number of passed specs, and the distinct reasons of the skipped ones. Fails on a reason that is
-/// not allowed.
-fn judge(report: &str) -> Result<(usize, Vec<String>)> {
+/// Number of passed specs. Nothing that the suite looks at may be missing.
+fn judge(report: &str) -> Result<usize> {
     let suites: Value = serde_json::from_str(report).context("parse the report")?;
     let specs = suites[0]["SpecReports"].as_array().context("specs in the report")?;
     let specs = || specs.iter().filter(|spec| spec["LeafNodeType"] == "It");
     let passed = specs().filter(|spec| spec["State"] == "passed").count();
-    ensure!(passed > 40, "only {passed} specs ran");
-    let mut reasons = Vec::new();
-    for spec in specs().filter(|spec| spec["State"] == "skipped") {
+    ensure!(passed > 80, "only {passed} specs ran");
+    if let Some(spec) = specs().find(|spec| spec["State"] == "skipped") {
         let reason = spec["Failure"]["Message"].as_str().unwrap_or("without a reason");
-        let allowed = SKIPS_ALLOWED.iter().any(|allowed| reason.contains(allowed));
-        ensure!(allowed, "skipped for another reason than expected: {reason}");
-        reasons.push(reason.to_owned());
+        bail!("the suite skipped {}: {reason}", spec["LeafNodeText"]);
     }
-    Ok((passed, reasons))
+    Ok(passed)
 }
 
 #[test]

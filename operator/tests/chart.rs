@@ -17,11 +17,21 @@ fn helm(args: &[&str]) -> Output {
     output.unwrap_or_else(|error| panic!("run {program}: {error}"))
 }
 
-/// The rendered objects with these `--set` values.
+/// The rendered objects with these `--set` values, for a cluster without the API of snapshots.
 fn render(values: &[&str]) -> Result<Vec<Value>, String> {
+    render_for(&[], values)
+}
+
+/// The same for a cluster that has it.
+fn render_with_snapshots(values: &[&str]) -> Result<Vec<Value>, String> {
+    render_for(&["--api-versions", "snapshot.storage.k8s.io/v1"], values)
+}
+
+fn render_for(cluster: &[&str], values: &[&str]) -> Result<Vec<Value>, String> {
     let chart = chart();
     let mut args = vec!["template", "curve", chart.to_str().expect("UTF-8")];
     args.extend(["--namespace", "curve-system", "--include-crds"]);
+    args.extend(cluster);
     args.extend(values.iter().flat_map(|value| ["--set", value]));
     let output = helm(&args);
     if !output.status.success() {
@@ -85,7 +95,7 @@ fn every_component_is_there() {
 
 #[test]
 fn only_what_touches_the_node_is_privileged() {
-    let objects = render(&[]);
+    let objects = render_with_snapshots(&[]);
     for (name, container) in containers(&objects.expect("renders")) {
         let context = &container["securityContext"];
         assert_eq!(context["readOnlyRootFilesystem"], true, "{name}");
@@ -101,7 +111,7 @@ fn only_what_touches_the_node_is_privileged() {
 
 #[test]
 fn no_role_has_wildcards_and_only_the_operator_may_read_secrets() {
-    let objects = render(&[]);
+    let objects = render_with_snapshots(&[]);
     for object in objects.expect("renders") {
         let name = &object["metadata"]["name"];
         for rule in object["rules"].as_array().into_iter().flatten() {
@@ -127,7 +137,7 @@ fn values_reach_the_objects() {
         "storageClass.cluster=prod/main",
         "csi.kubeletDir=/data/kubelet",
     ];
-    let objects = render(&values);
+    let objects = render_with_snapshots(&values);
     let objects = objects.expect("renders");
     for (name, container) in containers(&objects) {
         let image = container["image"].as_str().unwrap_or_default();
@@ -153,6 +163,35 @@ fn a_value_that_does_not_exist_is_refused() {
 fn the_storage_class_can_be_left_out() {
     let objects = render(&["storageClass.create=false"]);
     assert!(objects.expect("renders").iter().all(|object| object["kind"] != "StorageClass"));
+}
+
+fn rules(objects: &[Value]) -> String {
+    let rules = objects.iter().filter(|object| !object["rules"].is_null());
+    rules.map(|object| object["rules"].to_string()).collect()
+}
+
+#[test]
+fn snapshots_are_served_where_the_cluster_has_their_api() {
+    let objects = render_with_snapshots(&[]).expect("renders");
+    let class = find(&objects, "VolumeSnapshotClass", "curve-block");
+    assert_eq!(class["driver"], "block.csi.curve.io");
+    assert_eq!(class["deletionPolicy"], "Delete");
+    let all = containers(&objects);
+    let sidecar = all.iter().find(|(name, _)| name == "curve-csi-controller/snapshotter");
+    let args = &sidecar.expect("the snapshotter").1["args"];
+    let elects = args.as_array().expect("args").iter().any(|arg| arg == "--leader-election");
+    assert!(elects, "{args}");
+    assert!(rules(&objects).contains("volumesnapshotcontents/status"));
+    let left_out = render_with_snapshots(&["snapshotClass.create=false"]).expect("renders");
+    assert!(left_out.iter().all(|object| object["kind"] != "VolumeSnapshotClass"));
+}
+
+#[test]
+fn nothing_speaks_of_snapshots_where_the_cluster_has_no_api_of_theirs() {
+    let objects = render(&[]).expect("renders");
+    assert!(objects.iter().all(|object| object["kind"] != "VolumeSnapshotClass"));
+    assert!(containers(&objects).iter().all(|(name, _)| !name.ends_with("/snapshotter")));
+    assert!(!rules(&objects).contains("snapshot.storage.k8s.io"));
 }
 
 /// A dead agent's devices fail all IO: an upgrade of the chart must not end agents under pods.

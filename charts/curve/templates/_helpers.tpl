@@ -57,3 +57,8 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+
+{{/* Not empty where the cluster has the API of volume snapshots, which is not part of Kubernetes. */}}
+{{- define "curve.snapshots" -}}
+{{- if .Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1" }}yes{{ end }}
+{{- end }}

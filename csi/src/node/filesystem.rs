@@ -190,6 +190,10 @@ pub async fn mount(
     read_only: bool,
 ) -> Result<(), FilesystemError> {
     let mut options: Vec<&str> = flags.iter().map(String::as_str).collect();
+    if fs_type == FsType::Xfs {
+        // A clone has the UUID of its origin, and either may be mounted first.
+        options.push("nouuid");
+    }
     if read_only {
         // The log cannot be replayed onto a read-only device.
         options.push("ro");

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use curve_client::{CreateVolume, MdsClient, MdsError, MdsErrorKind};
-use curve_types::{ClusterId, LimitsChange, VolumeId, VolumeLimits};
+use curve_client::{CreateVolume, MdsClient, MdsError, MdsErrorKind, VolumeBy};
+use curve_types::{ClusterId, LimitsChange, VolumeId};
 use curve_wire::proto;
 
-use super::{Connector, PoolSpace, VolumeError, VolumeInfo, VolumePage, VolumeService};
+use super::{
+    Connector, NewVolume, PoolSpace, SnapshotInfo, SnapshotPage, VolumeError, VolumeInfo,
+    VolumePage, VolumeService,
+};
 use crate::capability::Sharing;
 use crate::clusters::Connection;
 
@@ -34,15 +37,11 @@ impl VolumeService for Mds {
         id("cluster_id", &status.cluster_id).map(ClusterId::from_bytes)
     }
 
-    async fn create(
-        &self,
-        name: &str,
-        pool: &str,
-        size: u64,
-        limits: VolumeLimits,
-    ) -> Result<VolumeInfo, VolumeError> {
+    async fn create(&self, volume: NewVolume<'_>) -> Result<VolumeInfo, VolumeError> {
+        let NewVolume { name, pool, size, limits, source } = volume;
         let (name, pool) = (name.to_owned(), pool.to_owned());
-        let volume = CreateVolume { name, pool, size, limits, source: None };
+        let source = source.map(VolumeBy::from);
+        let volume = CreateVolume { name, pool, size, limits, source };
         volume_info(self.client.create_volume(volume).await.map_err(error)?)
     }
 
@@ -70,6 +69,37 @@ impl VolumeService for Mds {
         change: LimitsChange,
     ) -> Result<VolumeInfo, VolumeError> {
         volume_info(self.client.set_volume_limits(id, change).await.map_err(error)?)
+    }
+
+    async fn create_snapshots(
+        &self,
+        snapshots: &[(VolumeId, &str)],
+    ) -> Result<Vec<SnapshotInfo>, VolumeError> {
+        let wanted =
+            snapshots.iter().map(|(volume, name)| (VolumeBy::from(*volume), (*name).to_owned()));
+        let made = self.client.create_snapshots(wanted).await.map_err(error)?;
+        if made.len() != snapshots.len() {
+            let (asked, answered) = (snapshots.len(), made.len());
+            let text = format!("the MDS answered {answered} snapshots, {asked} were asked for");
+            return Err(VolumeError::Failed(text));
+        }
+        made.into_iter().map(snapshot_info).collect()
+    }
+
+    async fn get_snapshot(&self, id: VolumeId) -> Result<SnapshotInfo, VolumeError> {
+        snapshot_info(self.client.get_volume(id).await.map_err(error)?)
+    }
+
+    async fn list_snapshots(
+        &self,
+        volume: Option<VolumeId>,
+        after: &str,
+        limit: u32,
+    ) -> Result<SnapshotPage, VolumeError> {
+        let volume = volume.map(VolumeBy::from);
+        let page = self.client.list_snapshots(volume, after, limit).await.map_err(error)?;
+        let snapshots = page.volumes.into_iter().map(snapshot_info).collect::<Result<_, _>>()?;
+        Ok(SnapshotPage { snapshots, more: page.more })
     }
 
     async fn delete(&self, id: VolumeId) -> Result<(), VolumeError> {
@@ -111,15 +141,41 @@ fn error(error: MdsError) -> VolumeError {
 }
 
 fn volume_info(volume: proto::Volume) -> Result<VolumeInfo, VolumeError> {
+    if volume.snapshot.is_some() {
+        return Err(VolumeError::Missing(format!("{} is a snapshot, not a volume", volume.name)));
+    }
+    let source = Some(&volume.source_id).filter(|bytes| !bytes.is_empty());
     Ok(VolumeInfo {
-        id: id("volume id", &volume.id).map(VolumeId::from_bytes)?,
+        id: volume_id("volume id", &volume.id)?,
         name: volume.name,
         pool: volume.pool_name,
         size: volume.size,
         nodes: volume.published_nodes,
         deleting: volume.deleting,
         limits: volume.limits.unwrap_or_default().into(),
+        source: source.map(|bytes| volume_id("source id", bytes)).transpose()?,
     })
+}
+
+fn snapshot_info(volume: proto::Volume) -> Result<SnapshotInfo, VolumeError> {
+    let Some(snapshot) = volume.snapshot else {
+        return Err(VolumeError::Missing(format!("{} is a volume, not a snapshot", volume.name)));
+    };
+    Ok(SnapshotInfo {
+        id: volume_id("snapshot id", &volume.id)?,
+        full_name: volume.name,
+        name: snapshot.name,
+        volume: volume_id("id of a snapshot's volume", &snapshot.volume_id)?,
+        pool: volume.pool_name,
+        size: volume.size,
+        created_unix_ms: volume.created_unix_ms,
+        ready: snapshot.ready,
+        deleting: volume.deleting,
+    })
+}
+
+fn volume_id(what: &str, bytes: &[u8]) -> Result<VolumeId, VolumeError> {
+    id(what, bytes).map(VolumeId::from_bytes)
 }
 
 fn id(what: &str, bytes: &[u8]) -> Result<[u8; 16], VolumeError> {

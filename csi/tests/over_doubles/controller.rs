@@ -61,7 +61,7 @@ async fn a_bad_request_is_refused_by_the_name_of_what_is_bad() {
         (
             with(&|r| r.volume_content_source = Some(VolumeContentSource::default())),
             Code::InvalidArgument,
-            "clones",
+            "neither a snapshot nor a volume",
         ),
         (
             with(&|r| r.volume_capabilities = vec![mount("ext4", Mode::MultiNodeMultiWriter)]),

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use csi_proto::csi::v1::controller_client::ControllerClient;
 use csi_proto::csi::v1::controller_server::ControllerServer;
+use csi_proto::csi::v1::group_controller_client::GroupControllerClient;
+use csi_proto::csi::v1::group_controller_server::GroupControllerServer;
 use csi_proto::csi::v1::identity_server::IdentityServer;
 use csi_proto::csi::v1::node_client::NodeClient;
 use csi_proto::csi::v1::node_server::NodeServer;
@@ -22,6 +24,7 @@ use curve_csi::capability::Sharing;
 use curve_csi::clusters::{Clusters, Connection, ConnectionSource, SourceError};
 use curve_csi::controller::nodes::{ListedNodes, NodeInfo};
 use curve_csi::controller::{self, ControllerService};
+use curve_csi::group_controller::GroupControllerService;
 use curve_csi::handle::{ClusterName, VolumeHandle};
 use curve_csi::identity::IdentityService;
 use curve_csi::node::{self, NodeService};
@@ -29,7 +32,8 @@ use curve_csi::rpc::Rpcs;
 use curve_csi::rpc::metrics::RpcMetrics;
 use curve_csi::server::{self, Reach};
 use curve_csi::volumes::{
-    Connector, PoolSpace, VolumeError, VolumeInfo, VolumePage, VolumeService,
+    Connector, NewVolume, PoolSpace, SnapshotInfo, SnapshotPage, VolumeError, VolumeInfo,
+    VolumePage, VolumeService,
 };
 use curve_types::{ClusterId, LimitsChange, VolumeId, VolumeLimits};
 use curve_wire::pki::Identity;
@@ -46,14 +50,29 @@ pub const MIB: u64 = 1 << 20;
 /// Volumes that the node takes.
 pub const VOLUMES_MAX: u32 = 5;
 const POOL_CAPACITY: u64 = 64 << 30;
+/// When every snapshot was made.
+pub const CREATED_UNIX_MS: u64 = 1_700_000_000_123;
 
-/// Volumes by id, and the modes in which nodes have them.
+/// Volumes and snapshots by id, and the modes in which nodes have them.
 #[derive(Default)]
 pub struct MemoryMds {
     volumes: Mutex<BTreeMap<VolumeId, VolumeInfo>>,
+    snapshots: Mutex<BTreeMap<VolumeId, SnapshotInfo>>,
     modes: Mutex<HashMap<(VolumeId, String), Sharing>>,
     /// What it answers instead of looking.
     refusal: Option<VolumeError>,
+    /// What a method answers the next time that it is called, and whether it does its work.
+    failure: Mutex<Option<Failure>>,
+    /// Has the data of whatever was attached once, as a file named by its id.
+    dir: Option<PathBuf>,
+}
+
+/// A call that does not go well.
+struct Failure {
+    method: &'static str,
+    /// The work is done all the same: only the answer is lost.
+    done: bool,
+    error: VolumeError,
 }
 
 impl MemoryMds {
@@ -66,6 +85,84 @@ impl MemoryMds {
     fn dead() -> Self {
         let refusal = VolumeError::Unavailable("no leader answers".to_owned());
         Self { refusal: Some(refusal), ..Self::default() }
+    }
+
+    fn over(dir: &Path) -> Self {
+        Self { dir: Some(dir.to_owned()), ..Self::default() }
+    }
+
+    /// Lets the next call of `method` (`create`, `create_snapshots`, `delete`) fail without effect.
+    pub fn fail(&self, method: &'static str, error: VolumeError) {
+        *self.failure.lock().expect("not poisoned") = Some(Failure { method, done: false, error });
+    }
+
+    /// Lets the next call of `method` do its work and its answer get lost.
+    pub fn lose_answer(&self, method: &'static str) {
+        let error = VolumeError::Unavailable("the answer got lost".to_owned());
+        *self.failure.lock().expect("not poisoned") = Some(Failure { method, done: true, error });
+    }
+
+    /// For the beginning of a method: fails if it is to fail without effect.
+    fn begin(&self, method: &str) -> Result<(), VolumeError> {
+        self.take_failure(method, false)
+    }
+
+    /// For its end.
+    fn end<T>(&self, method: &str, value: T) -> Result<T, VolumeError> {
+        self.take_failure(method, true).map(|()| value)
+    }
+
+    fn take_failure(&self, method: &str, done: bool) -> Result<(), VolumeError> {
+        let mut failure = self.failure.lock().expect("not poisoned");
+        let now = failure.take_if(|failure| failure.method == method && failure.done == done);
+        now.map_or(Ok(()), |failure| Err(failure.error))
+    }
+
+    /// Full names of all snapshots.
+    pub fn snapshot_names(&self) -> Vec<String> {
+        let snapshots = self.snapshots.lock().expect("not poisoned");
+        snapshots.values().map(|snapshot| snapshot.full_name.clone()).collect()
+    }
+
+    /// Leaves the snapshots of that full name unfinished.
+    pub fn unready(&self, full_name: &str) {
+        let mut snapshots = self.snapshots.lock().expect("not poisoned");
+        let named = snapshots.values_mut().filter(|snapshot| snapshot.full_name == full_name);
+        named.for_each(|snapshot| snapshot.ready = false);
+    }
+
+    fn copy_data(&self, from: VolumeId, to: VolumeId) {
+        let Some(dir) = &self.dir else { return };
+        let (from, to) = (dir.join(from.to_string()), dir.join(to.to_string()));
+        if from.exists() {
+            let mut copy = Command::new("cp");
+            let status = copy.arg("--sparse=always").arg(from).arg(to).status().expect("cp");
+            assert!(status.success(), "cp");
+        }
+    }
+
+    fn take_snapshot(&self, of: VolumeId, name: &str) -> Result<SnapshotInfo, VolumeError> {
+        let volume = self.with(of, |volume| volume.clone())?;
+        let mut snapshots = self.snapshots.lock().expect("not poisoned");
+        let found = snapshots.values_mut().find(|s| (s.volume, s.name.as_str()) == (of, name));
+        if let Some(found) = found {
+            found.ready = true;
+            return Ok(found.clone());
+        }
+        let info = SnapshotInfo {
+            id: VolumeId::random(),
+            full_name: format!("{}@{name}", volume.name),
+            name: name.to_owned(),
+            volume: of,
+            pool: volume.pool,
+            size: volume.size,
+            created_unix_ms: CREATED_UNIX_MS,
+            ready: true,
+            deleting: false,
+        };
+        self.copy_data(of, info.id);
+        snapshots.insert(info.id, info.clone());
+        Ok(info)
     }
 
     fn answer(&self) -> Result<(), VolumeError> {
@@ -97,19 +194,15 @@ impl VolumeService for MemoryMds {
         Err(VolumeError::Failed("the connection names the cluster".to_owned()))
     }
 
-    async fn create(
-        &self,
-        name: &str,
-        pool: &str,
-        size: u64,
-        limits: VolumeLimits,
-    ) -> Result<VolumeInfo, VolumeError> {
+    async fn create(&self, volume: NewVolume<'_>) -> Result<VolumeInfo, VolumeError> {
+        self.begin("create")?;
+        let NewVolume { name, pool, size, limits, source } = volume;
         if pool != "default" {
             return Err(VolumeError::Missing(format!("pool is {pool:?}: expected one of default")));
         }
         let mut volumes = self.volumes.lock().expect("not poisoned");
         if let Some(found) = volumes.values().find(|volume| volume.name == name) {
-            let same = (found.size, found.limits) == (size, limits);
+            let same = (found.size, found.limits, found.source) == (size, limits, source);
             return if same { Ok(found.clone()) } else { Err(VolumeError::Exists("other".into())) };
         }
         if volumes.values().map(|volume| volume.size).sum::<u64>() + size > POOL_CAPACITY {
@@ -123,9 +216,17 @@ impl VolumeService for MemoryMds {
             nodes: Vec::new(),
             deleting: false,
             limits,
+            source,
         };
+        if let Some(source) = source {
+            let snapshots = self.snapshots.lock().expect("not poisoned");
+            let missing = || VolumeError::Missing(format!("snapshot {source} does not exist"));
+            let snapshot = snapshots.get(&source).ok_or_else(missing)?;
+            assert!(snapshot.ready && snapshot.size <= size, "checked before");
+            self.copy_data(source, info.id);
+        }
         volumes.insert(info.id, info.clone());
-        Ok(info)
+        self.end("create", info)
     }
 
     async fn get(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError> {
@@ -167,13 +268,52 @@ impl VolumeService for MemoryMds {
         })
     }
 
+    async fn create_snapshots(
+        &self,
+        snapshots: &[(VolumeId, &str)],
+    ) -> Result<Vec<SnapshotInfo>, VolumeError> {
+        self.begin("create_snapshots")?;
+        // All or none: only a volume that is missing is in the way of one.
+        for (volume, _) in snapshots {
+            self.with(*volume, |_| ())?;
+        }
+        let taken = snapshots.iter().map(|(volume, name)| self.take_snapshot(*volume, name));
+        let taken = taken.collect::<Result<_, _>>()?;
+        self.end("create_snapshots", taken)
+    }
+
+    async fn get_snapshot(&self, id: VolumeId) -> Result<SnapshotInfo, VolumeError> {
+        self.answer()?;
+        let snapshots = self.snapshots.lock().expect("not poisoned");
+        let missing = || VolumeError::Missing(format!("snapshot {id} does not exist"));
+        snapshots.get(&id).cloned().ok_or_else(missing)
+    }
+
+    async fn list_snapshots(
+        &self,
+        volume: Option<VolumeId>,
+        after: &str,
+        limit: u32,
+    ) -> Result<SnapshotPage, VolumeError> {
+        self.answer()?;
+        let snapshots = self.snapshots.lock().expect("not poisoned");
+        let of = snapshots.values().filter(|s| volume.is_none_or(|volume| volume == s.volume));
+        let by_name: BTreeMap<&str, &SnapshotInfo> =
+            of.map(|snapshot| (snapshot.full_name.as_str(), snapshot)).collect();
+        let mut rest = by_name.into_values().filter(|s| s.full_name.as_str() > after);
+        let page = rest.by_ref().take(limit as usize).cloned().collect();
+        Ok(SnapshotPage { snapshots: page, more: rest.next().is_some() })
+    }
+
     async fn delete(&self, id: VolumeId) -> Result<(), VolumeError> {
+        self.begin("delete")?;
         let mut volumes = self.volumes.lock().expect("not poisoned");
         if volumes.get(&id).is_some_and(|volume| !volume.nodes.is_empty()) {
             return Err(VolumeError::Refused("it is published".to_owned()));
         }
         volumes.remove(&id);
-        Ok(())
+        self.snapshots.lock().expect("not poisoned").remove(&id);
+        self.end("delete", ())
     }
 
     async fn publish(&self, id: VolumeId, node: &str, sharing: Sharing) -> Result<(), VolumeError> {
@@ -352,8 +492,10 @@ fn losetup(args: &[&str], last: &Path) -> String {
 /// The driver on two sockets, over doubles. What it leaves mounted is its test's fault.
 pub struct Driver {
     pub dir: tempfile::TempDir,
+    pub mds: Arc<MemoryMds>,
     pub agent: Arc<LoopAgent>,
     pub controller: ControllerClient<Channel>,
+    pub groups: GroupControllerClient<Channel>,
     pub node: NodeClient<Channel>,
 }
 
@@ -370,7 +512,9 @@ impl Driver {
 
     fn start_with(connections: Connections) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
-        let mds = Arc::new(MemoryMds::default());
+        let files = dir.path().join("volumes");
+        std::fs::create_dir(&files).expect("mkdir");
+        let mds = Arc::new(MemoryMds::over(&files));
         let clusters = Clusters::new(Arc::new(connections), Arc::new(MemoryConnector(mds.clone())));
         let limit = NodeInfo { volumes_max: Some(VOLUMES_MAX) };
         let nodes =
@@ -379,10 +523,16 @@ impl Driver {
         let rpcs = Rpcs::new(RpcMetrics::register(&mut Default::default()));
         let router = Server::builder()
             .add_service(IdentityServer::new(IdentityService::new(rpcs.clone(), context.clone())))
-            .add_service(ControllerServer::new(ControllerService::new(rpcs.clone(), context)));
-        let files = dir.path().join("volumes");
-        std::fs::create_dir(&files).expect("mkdir");
-        let agent = Arc::new(LoopAgent { mds, dir: files, attached: Mutex::default() });
+            .add_service(ControllerServer::new(ControllerService::new(
+                rpcs.clone(),
+                context.clone(),
+            )))
+            .add_service(GroupControllerServer::new(GroupControllerService::new(
+                rpcs.clone(),
+                context,
+            )));
+        let agent =
+            Arc::new(LoopAgent { mds: mds.clone(), dir: files, attached: Mutex::default() });
         let controller = serve(&dir.path().join("controller.sock"), router);
         let context = Arc::new(node::Context {
             agent: agent.clone(),
@@ -393,8 +543,9 @@ impl Driver {
             .add_service(IdentityServer::new(IdentityService::new(rpcs.clone(), context.clone())))
             .add_service(NodeServer::new(NodeService::new(rpcs, context)));
         let node = serve(&dir.path().join("node.sock"), router);
+        let groups = GroupControllerClient::new(controller.clone());
         let (controller, node) = (ControllerClient::new(controller), NodeClient::new(node));
-        Self { dir, agent, controller, node }
+        Self { dir, mds, agent, controller, groups, node }
     }
 
     /// Makes a volume; answers its id.

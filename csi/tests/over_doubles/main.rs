@@ -3,5 +3,7 @@
 mod clusters;
 mod controller;
 mod doubles;
+mod groups;
 mod node;
 mod sanity;
+mod snapshots;

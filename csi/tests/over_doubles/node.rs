@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use csi_proto::csi::v1::volume_capability::access_mode::Mode;
+use csi_proto::csi::v1::volume_content_source::{Type, VolumeSource};
 use csi_proto::csi::v1::{
     CapacityRange, ControllerExpandVolumeRequest, NodeExpandVolumeRequest,
     NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
-    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, VolumeCapability, VolumeContentSource,
 };
 use tonic::{Code, Status};
 
@@ -128,6 +129,49 @@ async fn what_a_pod_wrote_is_there_after_the_volume_was_staged_again() {
             }
             assert!(volume.driver.agent.device().is_none(), "still attached");
         }
+    }
+}
+
+/// Restores what was there when the volume was cloned, beside the volume itself.
+#[tokio::test]
+async fn a_larger_clone_is_staged_beside_its_origin_and_fills_its_size() {
+    require_root();
+    for fs_type in ["ext4", "xfs"] {
+        let capability = mount(fs_type, Mode::SingleNodeWriter);
+        let mut volume = OnNode::published(320 * MIB, capability.clone()).await;
+        let (origin, staging) = (volume.id.clone(), volume.staging.clone());
+        volume.stage().await.expect("staged");
+        let file = Path::new(&staging).join("file");
+        std::fs::write(&file, "before").expect("write");
+        let sync = Command::new("sync").args(["--file-system", &staging]).status();
+        assert!(sync.expect("sync").success());
+        // Taken under the mounted file system: its log is not clean.
+        let mut request = create_request("pvc-2", 512 * MIB, capability.clone());
+        let of = Type::Volume(VolumeSource { volume_id: origin.clone() });
+        request.volume_content_source = Some(VolumeContentSource { r#type: Some(of) });
+        let clone = volume.driver.create(request).await;
+        std::fs::write(&file, "after").expect("write");
+        volume.driver.publish(&clone, &capability).await;
+
+        let clone_staging = volume.driver.path("clone");
+        std::fs::create_dir(&clone_staging).expect("mkdir");
+        (volume.id, volume.staging) = (clone.clone(), clone_staging.clone());
+        for _ in 0..2 {
+            volume.stage().await.expect("staged beside its origin");
+        }
+        let found = std::fs::read_to_string(Path::new(&clone_staging).join("file"));
+        assert_eq!(found.expect("read"), "before", "{fs_type}");
+        let grown = volume.total_bytes(&clone_staging).await;
+        assert!(grown > 400 * MIB, "{fs_type} has {grown}");
+        // The origin comes back while the clone is mounted.
+        (volume.id, volume.staging) = (origin, staging.clone());
+        volume.unstage().await;
+        volume.stage().await.expect("staged beside its clone");
+        assert_eq!(std::fs::read_to_string(&file).expect("read"), "after", "{fs_type}");
+        volume.unstage().await;
+        (volume.id, volume.staging) = (clone, clone_staging);
+        volume.unstage().await;
+        assert!(volume.driver.agent.device().is_none(), "still attached");
     }
 }
 

@@ -15,6 +15,7 @@ pub mod node;
 pub mod pki;
 pub mod process;
 pub mod record;
+pub mod snapshots;
 pub mod verify;
 
 use std::fs;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::record::ClusterLock;
-use crate::cluster::{Cluster, verify};
+use crate::cluster::{Cluster, snapshots, verify};
 use crate::command;
 use crate::deploy::{self, Api};
 use crate::image::catalog;
@@ -61,8 +61,10 @@ pub fn deploy_all(cluster: &Cluster, release: bool, progress: &mut Progress) -> 
     let image =
         progress.stage("image", |step| deploy::load_images(cluster, &tools, &binaries, step))?;
     let overrides = deploy::local_overrides();
-    progress
-        .stage("chart", |step| deploy::install_chart(paths, &api, &image.name, &overrides, step))?;
+    progress.stage("chart", |step| {
+        snapshots::install(cluster, step)?;
+        deploy::install_chart(paths, &api, &image.name, &overrides, step)
+    })?;
     progress.stage("CurveCluster", |step| deploy::create_cluster(paths, &api, step))?;
     let said = progress.stage("a pod that writes and reads back", |step| {
         deploy::write_from_a_pod(paths, &api, deploy::EXAMPLE_IMAGE, step)

@@ -180,6 +180,7 @@ fn the_chart_runs_the_sidecars_that_are_pinned() {
         ("csi-provisioner", "external-provisioner/v6"),
         ("csi-attacher", "external-attacher/v4"),
         ("csi-resizer", "external-resizer/v2"),
+        ("csi-snapshotter", "external-snapshotter/v8"),
     ] {
         let line = format!("github.com/kubernetes-csi/{module} ");
         let (_, rest) = go_mod.split_once(&line).expect(module);

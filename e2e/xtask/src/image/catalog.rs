@@ -69,18 +69,30 @@ fn split(name: &str) -> Result<(&str, &str)> {
 
 /// The CSI sidecars as `localhost/NAME:VERSION`.
 pub fn sidecar_images(paths: &Paths, tools: &Tools) -> Result<Vec<Image>> {
+    SIDECARS
+        .iter()
+        .map(|(binary, _)| {
+            let program = tools.dir("sidecars").join(binary);
+            program_image(paths, &sidecar_name(paths, binary)?, &program)
+        })
+        .collect()
+}
+
+/// What the image of a sidecar is called.
+pub fn sidecar_name(paths: &Paths, binary: &str) -> Result<String> {
+    let known = SIDECARS.iter().find(|(name, _)| *name == binary);
+    let (_, module) = known.with_context(|| format!("{binary} is no sidecar"))?;
+    Ok(format!("localhost/{binary}:{}", pinned_version(paths, module)?))
+}
+
+/// The version of a module in `e2e/tools/sidecars/go.mod`.
+pub fn pinned_version(paths: &Paths, module: &str) -> Result<String> {
     let go_mod = paths.repo.join("e2e/tools/sidecars/go.mod");
     let go_mod =
         std::fs::read_to_string(&go_mod).with_context(|| format!("read {}", go_mod.display()))?;
-    SIDECARS
-        .iter()
-        .map(|(binary, module)| {
-            let version = module_version(&go_mod, module)
-                .with_context(|| format!("find {module} in e2e/tools/sidecars/go.mod"))?;
-            let program = tools.dir("sidecars").join(binary);
-            program_image(paths, &format!("localhost/{binary}:{version}"), &program)
-        })
-        .collect()
+    let version = module_version(&go_mod, module);
+    let version = version.with_context(|| format!("find {module} in e2e/tools/sidecars/go.mod"))?;
+    Ok(version.to_owned())
 }
 
 fn module_version<'a>(go_mod: &'a str, module: &str) -> Option<&'a str> {
