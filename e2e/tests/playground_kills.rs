@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use curve_client::BlockDevice;
 use curve_e2e::load::{Load, open, verify};
 use curve_e2e::playground::{Directory, Playground};
 
