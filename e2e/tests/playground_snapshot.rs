@@ -1,10 +1,16 @@
 //! Snapshots of a playground's volumes: they keep what was there, clones and rollback bring it back.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use curve_client::{AttachOptions, BlockDevice, ClientConfig, MdsClient, Volume, VolumeBy};
 use curve_e2e::playground::{Directory, Playground, Running, run};
 use serde_json::Value;
+
+const CHUNK: u64 = 4 << 20;
 
 struct Scene {
     directory: Directory,
@@ -158,5 +164,74 @@ fn the_command_line_says_what_can_be_done_with_a_snapshot() -> Result<()> {
     scene.refused(&["volume", "snapshot", "create", "no@n"], "volume \"no\" does not exist")?;
     curve(&["volume", "snapshot", "delete", "db@n"])?;
     curve(&["volume", "snapshot", "delete", "db@n"])?;
+    scene.playground.stop()
+}
+
+/// Places of a cut: in the first chunks of both volumes, which lie in different copysets.
+const PLACES: u64 = 8;
+
+/// One writer, one write after the other, each with a number of its own.
+async fn count(volumes: [Volume; 2], stop: Arc<AtomicBool>) -> Result<Duration> {
+    let mut longest = Duration::ZERO;
+    for number in 1.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let place = number % PLACES;
+        let mut data = vec![0; 4096];
+        data[..8].copy_from_slice(&number.to_le_bytes());
+        let began = Instant::now();
+        volumes[(place % 2) as usize].write(place / 2 * CHUNK, data.into()).await?;
+        longest = longest.max(began.elapsed());
+    }
+    Ok(longest)
+}
+
+async fn open(mds: &MdsClient, name: &str, read_only: bool) -> Result<Volume> {
+    let options = AttachOptions { node: "test".into(), read_only, ..AttachOptions::default() };
+    let session = mds.attach(name, &options).await?;
+    Ok(Volume::open(mds.clone(), session).await?)
+}
+
+/// A write that began after another was acknowledged is in no snapshot without that other.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_several_volumes_are_of_one_moment() -> Result<()> {
+    let scene = Scene::start("snapcut")?;
+    for volume in ["a", "b"] {
+        scene.playground.curve(&["volume", "create", volume, "--size", "16Mi"])?;
+    }
+    let config = ClientConfig::load(&scene.playground.config())?;
+    let mds = MdsClient::connect(&config.mds, &config.identity()?)?;
+    let volumes = [open(&mds, "a", false).await?, open(&mds, "b", false).await?];
+    let stop = Arc::new(AtomicBool::new(false));
+    let counting = tokio::spawn(count(volumes.clone(), stop.clone()));
+    let mut last = 0;
+    for round in 0..12 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let name = format!("n{round}");
+        let wanted = ["a", "b"].map(|volume| (VolumeBy::Name(volume.into()), name.clone()));
+        mds.create_snapshots(wanted).await?;
+        let mut found = [0; PLACES as usize];
+        for (at, volume) in ["a", "b"].iter().enumerate() {
+            let snapshot = open(&mds, &format!("{volume}@{name}"), true).await?;
+            for place in (at as u64..PLACES).step_by(2) {
+                let data = snapshot.read(place / 2 * CHUNK, 8).await?;
+                found[place as usize] = u64::from_le_bytes(data[..].try_into()?);
+            }
+            snapshot.close();
+        }
+        let newest = found.iter().copied().max().unwrap_or(0);
+        for (place, number) in (0..).zip(found) {
+            let expected = newest - (newest + PLACES - place) % PLACES;
+            ensure!(number == expected, "round {round}: {found:?} is no cut: {number} at {place}");
+        }
+        ensure!(newest > last.max(PLACES), "round {round}: nothing was written since {last}");
+        last = newest;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let longest = counting.await??;
+    println!("{last} writes, the longest took {longest:?}");
+    ensure!(longest < Duration::from_secs(3), "a snapshot held a write up for {longest:?}");
+    volumes.iter().for_each(Volume::close);
     scene.playground.stop()
 }

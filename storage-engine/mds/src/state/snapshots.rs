@@ -14,6 +14,9 @@ use crate::log::{self, WireId, answer, ids_from_wire};
 
 /// Snapshots of one request: each holds up the writes of its volume until all are taken.
 const SNAPSHOTS_MAX: usize = 64;
+/// Snapshots of one volume: an hourly one for ten days. Each takes room in the tables of every
+/// chunk of the volume, in the memory of its chunkservers too.
+const SNAPSHOTS_PER_VOLUME_MAX: usize = 256;
 
 impl State {
     /// Enters all of them or none. Answers with their ids, or with those of the same snapshots if
@@ -62,6 +65,15 @@ impl State {
                 return Err(Refusal::new(Reason::Precondition, message));
             }
             self.check_restored(volume)?;
+            let siblings = self.volumes.values().filter(|v| v.origin() == Some(origin)).count();
+            if siblings >= SNAPSHOTS_PER_VOLUME_MAX {
+                let message = format!(
+                    "volume {:?} has {siblings} snapshots, and may have {SNAPSHOTS_PER_VOLUME_MAX}: \
+                     delete some",
+                    volume.name
+                );
+                return Err(Refusal::new(Reason::Exhausted, message));
+            }
             wanted.push((id, volume.snapshot_record(origin, name)));
         }
         Ok(wanted)

@@ -367,3 +367,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_volume_has_a_bounded_number_of_snapshots() {
+    let mut state = with_volume();
+    let begin = |n: u128| {
+        let snapshot_id = VolumeId::from_bytes((1000 + n).to_be_bytes()).to_wire();
+        let volume_id = volume(7).to_wire();
+        let snapshot = log::BeginSnapshot { volume_id, name: format!("n{n}"), snapshot_id };
+        Kind::BeginSnapshots(log::BeginSnapshots { snapshots: vec![snapshot] })
+    };
+    (0..256).for_each(|n| drop(apply(&mut state, begin(n)).expect("room")));
+    let (reason, message) = refusal(&mut state, begin(256));
+    assert_eq!(reason, Reason::Exhausted);
+    assert!(message.contains("\"data\" has 256 snapshots, and may have 256"), "{message}");
+}
