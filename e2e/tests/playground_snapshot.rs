@@ -88,6 +88,20 @@ fn a_snapshot_keeps_what_was_there_and_a_clone_and_a_rollback_bring_it_back() ->
     scene.refused(&rollback, "is attached on")?;
     export.stop()?;
 
+    curve(&["volume", "snapshot", "create", "data@two"])?;
+    let changes = |args: &[&str]| -> Result<Vec<[u64; 2]>> {
+        let listed = scene.json(&[&["volume", "snapshot", "changes"], args].concat())?;
+        let number = |value: &Value| value.as_u64().context("a number");
+        let ranges = listed.as_array().context("ranges")?.iter();
+        ranges.map(|range| Ok([number(&range["offset"])?, number(&range["length"])?])).collect()
+    };
+    let mib = |n: u64| n << 20;
+    let since_one = changes(&["data@two", "--since", "data@one"])?;
+    ensure!(since_one == [[0, 4096], [mib(4), mib(8)], [mib(32), 4096]], "{since_one:?}");
+    let held = changes(&["data@one"])?;
+    ensure!(held == [[0, mib(16)], [mib(32), 4096]], "{held:?}");
+    curve(&["volume", "snapshot", "delete", "data@two"])?;
+
     curve(&["volume", "create", "copy", "--from", "data@one", "--size", "96Mi"])?;
     scene.once("copy", &before)?;
     scene.once("copy", &["write -P 0xcc 0 1M", "write -P 0xcd 80M 1M", "read -P 0xcd 80M 1M"])?;

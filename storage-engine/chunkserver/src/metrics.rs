@@ -21,6 +21,7 @@ pub(crate) enum Operation {
     Propose,
     Read,
     PeerRead,
+    Changes,
     Unknown,
 }
 
@@ -30,6 +31,7 @@ impl Operation {
             Self::Propose => "propose",
             Self::Read => "read",
             Self::PeerRead => "peer_read",
+            Self::Changes => "changes",
             Self::Unknown => "unknown",
         }
     }

@@ -12,8 +12,8 @@ use curve_store::{BegunRead, Group, StoreError};
 use curve_types::{BLOCK_SIZE, CopysetId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{
-    ChunkError, ChunkMessageError, ChunkRange, Command, KIND_PEER_READ, KIND_PROPOSE, KIND_READ,
-    PeerRead, Read, encode_reply,
+    Changes, ChunkError, ChunkMessageError, ChunkRange, Command, KIND_CHANGES, KIND_PEER_READ,
+    KIND_PROPOSE, KIND_READ, PeerRead, Read, encode_reply,
 };
 use curve_wire::frame::Frame;
 use curve_wire::rpc::{Replier, Request, Service};
@@ -122,6 +122,11 @@ impl Inner {
                 let bytes = read.as_ref().map_or(0, Bytes::len);
                 (Operation::PeerRead, read.map(|data| encode_reply(&Ok(data))), bytes)
             }
+            KIND_CHANGES => {
+                let changes = self.changes(principal, copyset, &frame.body).await;
+                let bytes = changes.as_ref().map_or(0, Bytes::len);
+                (Operation::Changes, changes.map(|data| encode_reply(&Ok(data))), bytes)
+            }
             kind => {
                 tracing::warn!(?principal, kind, "refused a frame of unknown kind");
                 (Operation::Unknown, Err(ChunkError::BadRequest), 0)
@@ -221,10 +226,7 @@ impl Inner {
         replica: &Replica,
         read: Read,
     ) -> Result<Result<Bytes, StoreError>, ChunkError> {
-        group.read_barrier().await.map_err(|error| match error {
-            ReadError::NotLeader { leader } => ChunkError::NotLeader { leader },
-            ReadError::NoQuorum | ReadError::Stopped => ChunkError::Unavailable,
-        })?;
+        barrier(group).await?;
         let Read { range, session, epoch } = read;
         {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -232,6 +234,32 @@ impl Inner {
         }
         let _slot = self.reads.acquire().await.expect("never closed");
         Ok(read_stored(replica.group.clone(), range).await)
+    }
+
+    /// The blocks of a snapshot that differ from another's, as a bitmap.
+    async fn changes(
+        &self,
+        principal: Principal,
+        copyset: CopysetId,
+        body: &[u8],
+    ) -> Result<Bytes, ChunkError> {
+        let asked = Changes::decode(body).map_err(|error| {
+            tracing::warn!(?principal, %copyset, %error, "refused a malformed request for changes");
+            ChunkError::BadRequest
+        })?;
+        authorize::changes(&principal, &asked)?;
+        let (group, replica) = self.group(copyset)?;
+        barrier(&group).await?;
+        let Changes { key, base, session, epoch } = asked;
+        {
+            let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
+            state.check_read(key.volume, session, epoch)?;
+            if base.is_some_and(|base| !state.are_of_one_volume(key.volume, base)) {
+                return Err(ChunkError::BadRequest);
+            }
+        }
+        let changes = replica.group.changes(key, base).map_err(|error| chunk_error(&error))?;
+        Ok(Bytes::copy_from_slice(changes.as_bytes()))
     }
 
     /// A member of the copyset asks for a block as it is here, whoever leads.
@@ -255,6 +283,14 @@ impl Inner {
             chunk_error(&error)
         })
     }
+}
+
+/// Whatever was acknowledged before is applied here, and nobody else leads.
+async fn barrier(group: &GroupHandle) -> Result<(), ChunkError> {
+    group.read_barrier().await.map_err(|error| match error {
+        ReadError::NotLeader { leader } => ChunkError::NotLeader { leader },
+        ReadError::NoQuorum | ReadError::Stopped => ChunkError::Unavailable,
+    })
 }
 
 async fn read_stored(group: Group, range: ChunkRange) -> Result<Bytes, StoreError> {

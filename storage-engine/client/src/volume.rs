@@ -19,8 +19,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, split_range};
-use curve_wire::chunk::{ChunkRange, Command, KIND_PROPOSE, KIND_READ, Read, Writer};
+use curve_types::{
+    BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, ChunkIndex, ChunkKey, VolumeId, split_range,
+};
+use curve_wire::chunk::{
+    Changes, ChunkRange, Command, KIND_CHANGES, KIND_PROPOSE, KIND_READ, Read, Writer,
+};
 use futures::future::{join_all, ready};
 use futures::{StreamExt, stream};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -99,6 +103,21 @@ struct Shared {
 }
 
 impl Volume {
+    /// Of an open snapshot: the byte ranges, in order, that may hold other data than `base`, another
+    /// snapshot of the same volume; without one, those that hold data. Whole blocks, and never too
+    /// few.
+    pub async fn changes(&self, base: Option<VolumeId>) -> Result<Vec<Range<u64>>, BlockError> {
+        let size = self.shared.size.load(Ordering::Relaxed);
+        let chunks = (0..size.div_ceil(CHUNK_SIZE) as u32).map(ChunkIndex);
+        let asked = chunks.map(|index| self.shared.changes(index, base));
+        let mut answers = stream::iter(asked).buffered(PIECES_IN_FLIGHT);
+        let mut ranges = Vec::new();
+        while let Some(found) = answers.next().await {
+            found?.into_iter().for_each(|range| join_range(&mut ranges, range));
+        }
+        Ok(ranges)
+    }
+
     /// Opens a volume with default settings.
     pub async fn open(mds: MdsClient, session: Session) -> Result<Self, BlockError> {
         Self::open_with(mds, session, VolumeOptions::default()).await
@@ -241,6 +260,15 @@ impl Change {
     }
 }
 
+/// Adds a range behind all others.
+fn join_range(ranges: &mut Vec<Range<u64>>, next: Range<u64>) {
+    match ranges.last_mut() {
+        _ if next.is_empty() => {}
+        Some(last) if last.end == next.start => last.end = next.end,
+        _ => ranges.push(next),
+    }
+}
+
 /// The part of an operation that one request carries.
 struct Piece {
     range: ChunkRange,
@@ -348,6 +376,31 @@ impl Shared {
             data.extend_from_slice(&part?);
         }
         Ok(data.freeze())
+    }
+
+    async fn changes(
+        &self,
+        index: ChunkIndex,
+        base: Option<VolumeId>,
+    ) -> Result<Vec<Range<u64>>, BlockError> {
+        self.fate.check()?;
+        let Session { id: session, epoch, volume, .. } = self.session;
+        let key = ChunkKey { volume, index };
+        let head = Changes { key, base, session, epoch }.encode();
+        let request = Outgoing { kind: KIND_CHANGES, key, head, payload: Bytes::new() };
+        let bitmap = self.submitter.submit(&request, self.deadline(), &self.fate).await?;
+        if bitmap.len() != Changes::BITMAP_LEN {
+            let why = format!("it sent {} bytes for the changes of a chunk", bitmap.len());
+            return Err(BlockError::Refused { why });
+        }
+        let size = self.size.load(Ordering::Relaxed);
+        let set = |block: &u64| bitmap[(block / 8) as usize] >> (block % 8) & 1 != 0;
+        let offset = |block: u64| (u64::from(index.0) * CHUNK_SIZE + block * BLOCK_SIZE).min(size);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for block in (0..BLOCKS_PER_CHUNK).filter(set) {
+            join_range(&mut ranges, offset(block)..offset(block + 1));
+        }
+        Ok(ranges)
     }
 
     async fn read_piece(&self, piece: &Piece, deadline: Instant) -> Result<Bytes, BlockError> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
-use curve_types::{ChunkKey, CopysetId};
+use curve_types::{ChunkKey, CopysetId, VolumeId};
 
 use crate::core::Core;
 use crate::install::Staged;
@@ -16,7 +16,9 @@ use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
 use crate::wal::space::{Purpose, WalSpace};
-use crate::{Apply, Done, LogEntry, LogPosition, LogState, StateProvider, StoreError, Vote};
+use crate::{
+    Apply, BlockSet, Done, LogEntry, LogPosition, LogState, StateProvider, StoreError, Vote,
+};
 
 /// Entries read back from the WAL are read in spans of at most this.
 const READ_SPAN_MAX: u64 = 1 << 20;
@@ -218,6 +220,14 @@ impl Group {
             true => Err(StoreError::NoGroup(self.id())),
             false => check_entries(log.next_index(), entries),
         }
+    }
+
+    /// Blocks of a chunk that are not known to be the same in the chunk of that index of `base`;
+    /// without a base, all that hold data. It may name a block whose bytes are alike, never miss
+    /// one whose bytes differ.
+    pub fn changes(&self, key: ChunkKey, base: Option<VolumeId>) -> Result<BlockSet, StoreError> {
+        self.core().device.check()?;
+        self.inner.space.changes(key, base).ok_or(StoreError::NoGroup(self.id()))
     }
 
     /// Drops every entry after `last_kept` (`None`: all of them).

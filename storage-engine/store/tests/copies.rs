@@ -74,6 +74,15 @@ fn a_copy_takes_room_only_for_what_differs() {
     assert_eq!(at(5), [255, 5, 255, 254]);
     assert_eq!(at(6), [255, 6, 255, 6]);
     assert_eq!(at(700), [700u32 as u8; 4]);
+    let changes = |of: u8, base: Option<u8>| -> Vec<u16> {
+        let changes = group.changes(chunk(id(of), 0), base.map(id)).expect("there");
+        changes.iter().collect()
+    };
+    let first_ten: Vec<u16> = (0..10).collect();
+    assert_eq!((changes(3, Some(2)), changes(2, Some(3))), (first_ten.clone(), first_ten));
+    assert_eq!((changes(3, Some(1)), changes(4, Some(2))), (vec![], vec![5]));
+    assert_eq!(changes(3, None).len(), BLOCKS as usize);
+    assert_eq!((changes(3, Some(9)).len(), changes(9, Some(3)).len()), (1000, 1000));
 
     for (volume, left) in [(2, blocks + 10), (1, blocks + 10), (4, blocks), (3, 0)] {
         delete(&group, 500, volume);

@@ -16,11 +16,12 @@
 //! | 48 | 8 | seq |
 //! | 56 | 8 | floor |
 //!
-//! Payload of a command about a snapshot: the id of the snapshot (16).
+//! Payload of what is about a snapshot: the id of the snapshot (16).
 
 use bytes::{Bytes, BytesMut};
 use curve_types::{
-    BLOCK_SIZE, CHUNK_SIZE, ChunkIndex, ChunkKey, DeviceId, Epoch, SessionId, VolumeId,
+    BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, ChunkIndex, ChunkKey, DeviceId, Epoch, SessionId,
+    VolumeId,
 };
 use thiserror::Error;
 
@@ -30,6 +31,8 @@ pub const KIND_PROPOSE: u16 = 0x0201;
 pub const KIND_READ: u16 = 0x0202;
 /// Frame kind of a replica's question for a block as its peer has it.
 pub const KIND_PEER_READ: u16 = 0x0203;
+/// Frame kind of the question which blocks of a chunk differ from those of a snapshot.
+pub const KIND_CHANGES: u16 = 0x0204;
 /// Bytes before the payload.
 const OP_HEADER_LEN: usize = 64;
 
@@ -44,6 +47,7 @@ const OP_PEER_READ: u8 = 8;
 const OP_SNAPSHOT: u8 = 9;
 const OP_THAW: u8 = 10;
 const OP_RESTORE: u8 = 11;
+const OP_CHANGES: u8 = 12;
 
 /// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
 /// unresolved, so that no delayed duplicate below it may take effect any more.
@@ -129,7 +133,7 @@ pub struct Read {
 pub enum ChunkMessageError {
     #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
     Short(usize),
-    #[error("chunk operation is {0}, expected 1 to 11")]
+    #[error("chunk operation is {0}, expected 1 to 12")]
     Operation(u8),
     #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
     Range { offset: u32, len: u32 },
@@ -317,6 +321,43 @@ impl Read {
         }
         let Writer { session, epoch, .. } = header.writer;
         Ok(Self { range: header.range()?, session, epoch })
+    }
+}
+
+/// Which blocks of a snapshot's chunk hold other data than those of `base`, an earlier or later
+/// snapshot of the same volume; without one, which hold data at all. Answered by a bitmap: bit
+/// `i % 8` of byte `i / 8` for block `i`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Changes {
+    pub key: ChunkKey,
+    pub base: Option<VolumeId>,
+    pub session: SessionId,
+    pub epoch: Epoch,
+}
+
+impl Changes {
+    /// Of the answer.
+    pub const BITMAP_LEN: usize = BLOCKS_PER_CHUNK as usize / 8;
+
+    pub fn encode(&self) -> Bytes {
+        let writer = Writer { session: self.session, epoch: self.epoch, ..Writer::default() };
+        let range = ChunkRange { key: self.key, offset: 0, len: CHUNK_SIZE as u32 };
+        let header = OpHeader::of(OP_CHANGES, range, writer).encode();
+        [&header[..], &self.base.unwrap_or_default().to_bytes()].concat().into()
+    }
+
+    pub fn decode(raw: &[u8]) -> Result<Self, ChunkMessageError> {
+        let header = OpHeader::decode(raw)?;
+        if header.op != OP_CHANGES {
+            return Err(ChunkMessageError::Operation(header.op));
+        }
+        let payload = &raw[OP_HEADER_LEN..];
+        let found = payload.len();
+        let base = payload.try_into();
+        let base = base.map_err(|_| ChunkMessageError::Payload { found, expected: 16 })?;
+        let base = Some(VolumeId::from_bytes(base)).filter(|base| !base.is_nil());
+        let Writer { session, epoch, .. } = header.writer;
+        Ok(Self { key: header.range()?.key, base, session, epoch })
     }
 }
 
@@ -516,6 +557,12 @@ mod tests {
         }
         let read = Read { range: range(1, 2), session: SessionId(4), epoch: Epoch(5) };
         assert_eq!(Read::decode(&read.encode()), Ok(read));
+        for base in [None, Some(volume)] {
+            let key = range(0, 1).key;
+            let changes = Changes { key, base, session: SessionId(4), epoch: Epoch(5) };
+            assert_eq!(Changes::decode(&changes.encode()), Ok(changes));
+            assert!(Changes::decode(&changes.encode()[1..]).is_err());
+        }
         let read = PeerRead { key: range(0, 1).key, block: 1023 };
         assert_eq!(PeerRead::decode(&read.encode()), Ok(read));
         let block = PeerBlock { applied: 1 << 40, data: vec![7; BLOCK_SIZE as usize].into() };

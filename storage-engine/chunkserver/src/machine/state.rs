@@ -156,6 +156,12 @@ impl BlockState {
         Ok(true)
     }
 
+    /// Whether both are snapshots of one volume.
+    pub fn are_of_one_volume(&self, one: VolumeId, other: VolumeId) -> bool {
+        let of = |id: VolumeId| self.volumes.get(&id).and_then(|known| known.snapshot_of);
+        of(one).is_some() && of(one) == of(other)
+    }
+
     /// Ends the freeze for this snapshot, if it lasts.
     pub fn thaw(&mut self, volume: VolumeId, snapshot: VolumeId) {
         let fence = self.volumes.get_mut(&volume);

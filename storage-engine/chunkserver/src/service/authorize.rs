@@ -2,7 +2,7 @@
 
 use curve_types::{Epoch, SessionId, VolumeId};
 use curve_wire::auth::Principal;
-use curve_wire::chunk::{ChunkError, Command, Read, Writer};
+use curve_wire::chunk::{Changes, ChunkError, Command, Read, Writer};
 
 /// The writer of a command, if it has one.
 pub(super) fn writer(command: &Command) -> Option<&Writer> {
@@ -34,6 +34,12 @@ pub(super) fn command(principal: &Principal, command: &Command) -> Result<(), Ch
 /// Sessions read their own volume.
 pub(super) fn read(principal: &Principal, read: &Read) -> Result<(), ChunkError> {
     session(principal, read.range.key.volume, read.session, read.epoch)
+}
+
+/// Sessions compare what they may read with another snapshot of the same volume, which the replica
+/// must know both to be.
+pub(super) fn changes(principal: &Principal, changes: &Changes) -> Result<(), ChunkError> {
+    session(principal, changes.key.volume, changes.session, changes.epoch)
 }
 
 fn session(

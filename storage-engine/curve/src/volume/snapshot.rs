@@ -1,15 +1,17 @@
 //! `curve volume snapshot`: names are `VOLUME@SNAPSHOT` everywhere.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
-use curve_client::{MdsClient, VolumeBy};
-use curve_types::ByteSize;
+use curve_client::{AttachOptions, MdsClient, Volume, VolumeBy};
+use curve_types::{ByteSize, VolumeId};
 use curve_wire::proto;
 use serde_json::{Value, json};
 
+use super::node_name;
 use crate::output::{self, Format, id_text, table};
 
 /// `VOLUME@SNAPSHOT`
@@ -54,6 +56,16 @@ pub enum Verb {
   curve volume snapshot list data
   curve volume snapshot list -o json | jq -r .[].name")]
     List { volume: Option<String> },
+    /// List the byte ranges of a snapshot that hold data, or those that differ from another one of
+    /// the same volume. Some may hold the same data all the same; none that differs is left out.
+    #[command(after_help = "Example:
+  curve volume snapshot changes data@tuesday --since data@monday")]
+    Changes {
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        snapshot: SnapshotName,
+        #[arg(long, value_name = "VOLUME@SNAPSHOT")]
+        since: Option<SnapshotName>,
+    },
     /// Delete a snapshot; done if there is none of that name. Volumes made from it stay.
     #[command(after_help = "Example:
   curve volume snapshot delete data@nightly")]
@@ -73,8 +85,48 @@ pub async fn run(verb: Verb, format: Format, mds: &MdsClient) -> Result<()> {
         Verb::List { volume } => {
             print(format, &of(mds, volume.as_deref().map(VolumeBy::from)).await?)
         }
+        Verb::Changes { snapshot, since } => changes(format, mds, snapshot, since).await,
         Verb::Delete { snapshot } => Ok(mds.delete_volume(&*snapshot.to_string()).await?),
     }
+}
+
+async fn changes(
+    format: Format,
+    mds: &MdsClient,
+    snapshot: SnapshotName,
+    since: Option<SnapshotName>,
+) -> Result<()> {
+    let found = mds.get_volume(&*snapshot.to_string()).await?;
+    let base = match &since {
+        None => None,
+        Some(since) => {
+            let base = mds.get_volume(&*since.to_string()).await?;
+            let of = |found: &proto::Volume| found.snapshot.as_ref().map(|s| s.volume_id.clone());
+            ensure!(of(&found) == of(&base), "{snapshot} and {since} are of different volumes");
+            Some(VolumeId::from_bytes(base.id[..].try_into().context("the MDS sent no id")?))
+        }
+    };
+    let options = AttachOptions { node: node_name()?, read_only: true, ..AttachOptions::default() };
+    let session = mds.attach(&*snapshot.to_string(), &options).await?;
+    let (id, volume_id) = (session.id, session.volume);
+    let volume = Volume::open(mds.clone(), session).await?;
+    let changes = volume.changes(base).await;
+    volume.close();
+    mds.detach(id, volume_id).await?;
+    let changes = changes?;
+    let json = || {
+        let range = |range: &Range<u64>| json!({"offset": range.start, "length": len(range)});
+        changes.iter().map(range).collect()
+    };
+    output::print(format, json, || {
+        let row = |range: &Range<u64>| vec![range.start.to_string(), len(range).to_string()];
+        let rows: Vec<Vec<String>> = changes.iter().map(row).collect();
+        table(&["OFFSET", "LENGTH"], &rows)
+    })
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
 }
 
 /// All snapshots of a volume, or all that there are.

@@ -4,9 +4,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use curve_types::{ChunkIndex, ChunkKey, VolumeId};
+use curve_types::{BLOCKS_PER_CHUNK, ChunkIndex, ChunkKey, VolumeId};
 
 use super::{Space, Tables};
+use crate::BlockSet;
 use crate::chunk::{Chunk, Taken};
 
 /// What a copy is for. Its content is the same.
@@ -52,6 +53,24 @@ impl Space {
         if !taken.in_memory.is_empty() {
             tables.dirty.insert(key);
         }
+    }
+
+    /// See `Group::changes`. None once the space is retired.
+    pub fn changes(&self, key: ChunkKey, base: Option<VolumeId>) -> Option<BlockSet> {
+        let tables = self.tables();
+        if tables.retired {
+            return None;
+        }
+        let chunk = tables.chunks.get(&key);
+        let base = base.and_then(|volume| tables.chunks.get(&ChunkKey { volume, ..key }));
+        let differs = |index: &u16| match (chunk, base) {
+            (Some(chunk), Some(base)) => {
+                !chunk.shares(base, *index) && (chunk.has(*index) || base.has(*index))
+            }
+            (Some(only), None) | (None, Some(only)) => only.has(*index),
+            (None, None) => false,
+        };
+        Some((0..BLOCKS_PER_CHUNK as u16).filter(differs).collect())
     }
 
     pub fn delete_volume(&self, volume: VolumeId) {
