@@ -80,7 +80,12 @@ impl GroupInner {
         let provider = provider.as_ref().and_then(Weak::upgrade);
         let mut last = self.last_state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(provider) = provider {
-            *last = provider.state();
+            let now = provider.state();
+            // After an install the tables are new before the host has heard of it.
+            let index = |state: &(Option<LogPosition>, Bytes)| state.0.map(|applied| applied.index);
+            if index(&now) >= index(&last) {
+                *last = now;
+            }
         }
         last.clone()
     }

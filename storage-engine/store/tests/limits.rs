@@ -229,6 +229,10 @@ fn an_installed_snapshot_replaces_state_and_log() {
         .expect("apply")
         .write(chunk(old, 0), 0, Bytes::from(vec![1; 4096]))
         .expect("write");
+    // The host learns of an install only afterwards.
+    let before = LogPosition { term: 1, node: common::node(), index: 9 };
+    let host: Arc<dyn StateProvider> = Arc::new(Blob(Some(before), Bytes::from_static(b"old")));
+    group.set_state_provider(&host);
     drop(group.begin_install().expect("an install that is given up"));
     let install = group.begin_install().expect("install");
     put(&install, chunk(new, 5), 8192, vec![2; 1 << 20]).expect("put");
@@ -246,7 +250,9 @@ fn an_installed_snapshot_replaces_state_and_log() {
         assert_eq!(group.read(chunk(new, 5), 8192 + (1 << 19), 1).expect("read")[0], 2);
     };
     check(&group);
-    drop((group, store));
+    let view = group.view().expect("view");
+    assert_eq!((view.applied(), &view.state()[..]), (Some(position), &b"new"[..]));
+    drop((view, group, store));
     let (store, found) = open(&disk);
     check(&found[0].group);
     assert_eq!((found[0].applied, &found[0].state[..]), (Some(position), &b"new"[..]));
