@@ -11,6 +11,7 @@ use crate::chunk::{BlockAddr, Chunk, TableBlock, Written};
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::log::{LogPosition, Vote};
 use crate::root::Root;
+use crate::space::own_bases;
 use crate::{BlockSet, Disk, StoreError, Superblock};
 
 /// Length of a frame with its header.
@@ -354,6 +355,9 @@ impl<'a> Reader<'a> {
             }
         }
         resolve(&mut chunks, changed)?;
+        if !own_bases(chunks.keys().copied(), |key| chunks.get(&key)?.base()).is_empty() {
+            return Err(Malformed("chunks are each other's base").into());
+        }
         chunks.values().flat_map(Chunk::device_blocks).try_for_each(&mut claim)?;
         Ok(chunks)
     }

@@ -18,6 +18,7 @@ use crate::data::DataArea;
 use crate::install::{Keep, Staged};
 
 pub use copies::CopyKind;
+pub(crate) use copies::own_bases;
 pub use read::{BegunRead, Fetched};
 pub(crate) use read::{place, places, read_places};
 

@@ -1,5 +1,6 @@
 //! Whole volumes of a group: copies of all their chunks, which share the blocks, and their end.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -90,6 +91,29 @@ impl Space {
         });
         self.forget(dropped.into_iter().map(|(_, chunk)| chunk));
     }
+}
+
+/// Of each cycle of chunks that are each other's base, one chunk.
+pub(crate) fn own_bases(
+    keys: impl IntoIterator<Item = ChunkKey>,
+    base_of: impl Fn(ChunkKey) -> Option<VolumeId>,
+) -> Vec<ChunkKey> {
+    let mut sound: BTreeSet<ChunkKey> = BTreeSet::new();
+    let mut found = Vec::new();
+    for key in keys {
+        let mut path = BTreeSet::new();
+        let mut at = key;
+        while !sound.contains(&at) {
+            if !path.insert(at) {
+                found.push(at);
+                break;
+            }
+            let Some(volume) = base_of(at) else { break };
+            at = ChunkKey { volume, ..at };
+        }
+        sound.append(&mut path);
+    }
+    found
 }
 
 fn all_of(volume: VolumeId) -> RangeInclusive<ChunkKey> {
