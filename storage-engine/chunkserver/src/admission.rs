@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use curve_store::Store;
+use curve_store::{Store, Usage};
 use curve_types::BLOCK_SIZE;
 use curve_wire::chunk::ChunkRange;
 
@@ -30,19 +30,20 @@ impl Drop for Promise {
     }
 }
 
-/// Of 16 parts of the room for tables, those that copies of volumes may fill. What is written
-/// afterwards makes the tables of copies differ, which takes room as well, in proportion to it.
-const TABLES_SIXTEENTHS: u64 = 10;
+/// Of 16 parts of the room for tables, those that may be full when a snapshot is taken. What is
+/// written afterwards makes the tables of copies differ, which takes room as well: up to the next.
+const SNAPSHOT_SIXTEENTHS: u64 = 10;
+/// The same for writes. Without copies tables never get so full.
+const WRITE_SIXTEENTHS: u64 = 14;
 
 impl Admission {
     pub fn new(store: Store) -> Self {
         Self { store, promised: Arc::new(AtomicU64::new(0)) }
     }
 
-    /// Whether there is room for the tables of a snapshot or clone. Its blocks are there already.
-    pub fn admit_copy(&self) -> bool {
-        let usage = self.store.usage();
-        usage.checkpoint_bytes * 16 <= usage.checkpoint_bytes_max * TABLES_SIXTEENTHS
+    /// Whether there is room for the tables of a snapshot. Its blocks are there already.
+    pub fn admit_snapshot(&self) -> bool {
+        has_tables(&self.store.usage(), SNAPSHOT_SIXTEENTHS)
     }
 
     /// None if the device is full. Every block counts as new: a write over existing data needs a
@@ -53,6 +54,13 @@ impl Admission {
         let blocks = end - first;
         let before = self.promised.fetch_add(blocks, Ordering::Relaxed);
         let promise = Promise { promised: self.promised.clone(), blocks };
-        (before + blocks <= self.store.usage().admissible_blocks()).then_some(promise)
+        let usage = self.store.usage();
+        let admitted =
+            before + blocks <= usage.admissible_blocks() && has_tables(&usage, WRITE_SIXTEENTHS);
+        admitted.then_some(promise)
     }
+}
+
+fn has_tables(usage: &Usage, sixteenths: u64) -> bool {
+    usage.checkpoint_bytes * 16 <= usage.checkpoint_bytes_max * sixteenths
 }

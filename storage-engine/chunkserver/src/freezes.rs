@@ -8,6 +8,7 @@ use std::time::Duration;
 use curve_raft::RaftHost;
 use curve_types::{CopysetId, VolumeId};
 use curve_wire::chunk::Command;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::service::Replicas;
@@ -16,6 +17,9 @@ use crate::service::Replicas;
 const FREEZE_MAX: Duration = Duration::from_secs(10);
 /// Between two looks at the volumes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is not thawed by then is tried again.
+const THAW_WAIT: Duration = Duration::from_secs(3);
 
 /// A volume of a copyset that is frozen for a snapshot.
 type Freeze = (CopysetId, VolumeId, VolumeId);
@@ -42,14 +46,19 @@ pub(crate) async fn expire(host: RaftHost, replicas: Replicas) {
     loop {
         tokio::time::sleep(LOOK_PAUSE).await;
         let led = led(&host, &replicas);
+        // Together: a copyset that cannot commit now must not hold up the others.
+        let mut thaws = JoinSet::new();
         for (copyset, volume, snapshot) in freezes.on_look(Instant::now(), led) {
             tracing::warn!(%copyset, %volume, %snapshot, "ending a freeze that nobody ended");
             let Some(group) = host.group(copyset) else { continue };
             let (header, payload) = Command::Thaw { volume, snapshot }.encode();
-            if let Err(error) = group.propose(header, payload).await {
-                tracing::warn!(%copyset, %volume, %error, "the freeze goes on");
-            }
+            thaws.spawn(async move {
+                if let Err(error) = group.propose(header, payload).await {
+                    tracing::warn!(%copyset, %volume, %error, "the freeze goes on");
+                }
+            });
         }
+        let _ = tokio::time::timeout(THAW_WAIT, thaws.join_all()).await;
     }
 }
 

@@ -157,18 +157,18 @@ impl Inner {
         let command = Command::decode_parts(&header, payload.clone()).map_err(malformed)?;
         authorize::command(&principal, &command)?;
         let (group, replica) = self.group(copyset)?;
-        // What the log would refuse anyway need not be logged: fences only ever rise, and a frozen
-        // volume's client tries again.
+        // What the log would refuse anyway need not be logged: fences only ever rise. Not so a
+        // freeze, which a leader that was cut off would never see end.
         if let Some(writer) = authorize::writer(&command) {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.check_write(command.volume(), writer)?;
+            state.check_read(command.volume(), writer.session, writer.epoch)?;
         }
         let _promise = match &command {
             Command::Write { range, .. } if group.is_leader() => {
                 Some(self.admission.admit(range).ok_or(ChunkError::NoSpace)?)
             }
-            Command::Snapshot { .. } | Command::Restore { .. } if group.is_leader() => {
-                self.admission.admit_copy().then_some(None).ok_or(ChunkError::NoSpace)?
+            Command::Snapshot { .. } if group.is_leader() => {
+                self.admission.admit_snapshot().then_some(None).ok_or(ChunkError::NoSpace)?
             }
             _ => None,
         };
@@ -259,6 +259,11 @@ impl Inner {
             }
         }
         let changes = replica.group.changes(key, base).map_err(|error| chunk_error(&error))?;
+        let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
+        if base.is_some_and(|base| !state.are_of_one_volume(key.volume, base)) {
+            // Deleted meanwhile, and its chunks may have been gone when they were compared.
+            return Err(ChunkError::BadRequest);
+        }
         Ok(Bytes::copy_from_slice(changes.as_bytes()))
     }
 

@@ -280,9 +280,10 @@ fn verdict(node: &Node, command: &Command, reply: ChunkReply) -> Verdict {
             Verdict::Done
         }
         // This one cannot become whole any more.
-        (Command::Snapshot { .. }, error @ (ChunkError::Deleted | ChunkError::Thawed)) => {
-            Verdict::Never(error)
-        }
+        (
+            Command::Snapshot { .. },
+            error @ (ChunkError::Deleted | ChunkError::Thawed | ChunkError::NoSpace),
+        ) => Verdict::Never(error),
         // What is gone may be the snapshot, and the volume still without data.
         (Command::Restore { volume, .. }, ChunkError::Deleted) if !is_deleting(node, *volume) => {
             Verdict::Never(ChunkError::Deleted)

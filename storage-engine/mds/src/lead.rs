@@ -98,11 +98,12 @@ async fn step(node: &Arc<Node>, errands: &Errands) {
     for volume in due.fences {
         errands.start(node, volume, Errand::Fence);
     }
-    for volume in due.restorations {
-        errands.start(node, volume, Errand::Restore);
-    }
+    // They make room for what follows.
     for volume in due.deletions {
         errands.start(node, volume, Errand::Delete);
+    }
+    for volume in due.restorations {
+        errands.start(node, volume, Errand::Restore);
     }
 }
 

@@ -6,13 +6,18 @@
 //! thaw: one round of commits.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use curve_types::VolumeId;
+use curve_wire::chunk::ChunkError;
 use tonic::Status;
 
-use crate::chunkservers;
+use crate::chunkservers::{self, CommitError};
 use crate::log::{self, WireId, answer, command::Kind, ids_to_wire};
 use crate::node::Node;
+
+/// What keeps one of the volumes busy for longer must not hold up attachments of the others.
+const TURN_WAIT: Duration = Duration::from_secs(5);
 
 /// Takes a snapshot of each volume under the name beside it. Answers with their ids, or with those
 /// of the same snapshots if they were taken before. May be dropped at any time: what it began is
@@ -25,7 +30,9 @@ pub async fn take(
     let volumes: std::collections::BTreeSet<_> = wanted.iter().map(|(id, _)| *id).collect();
     let mut turns = Vec::new();
     for volume in volumes {
-        turns.push(node.fencing(volume).await);
+        let turn = tokio::time::timeout(TURN_WAIT, node.fencing(volume)).await;
+        let busy = |_| Status::unavailable(format!("volume {volume} is being fenced or restored"));
+        turns.push(turn.map_err(busy)?);
     }
     let pairs: Vec<(VolumeId, VolumeId)> =
         wanted.iter().map(|(volume, _)| (*volume, VolumeId::random_beside(*volume))).collect();
@@ -55,7 +62,14 @@ pub async fn take(
     let (logged, ()) = tokio::join!(node.command(next), chunkservers::thaw(node, &pairs));
     if let Err(error) = frozen {
         let message = format!("no snapshot was taken: {error}");
-        return Err(Status::unavailable(message));
+        return Err(match error {
+            CommitError::Refused { error: ChunkError::NoSpace, .. } => {
+                Status::resource_exhausted(message)
+            }
+            CommitError::Leaderless { .. } => Status::unavailable(message),
+            // Writes were held up for as long as was tried: no client tries again by itself.
+            _ => Status::deadline_exceeded(message),
+        });
     }
     logged?;
     Ok(ids)

@@ -55,6 +55,13 @@ impl StateProvider for Replica {
     }
 }
 
+impl Drop for Replica {
+    fn drop(&mut self) {
+        let state = self.state();
+        self.group.leave_state(state);
+    }
+}
+
 impl Replica {
     /// `make` is given the machine's own blob of the last checkpoint, if there is one.
     pub fn new(

@@ -69,8 +69,10 @@ impl Allocator {
         let page = self.shares[block as usize / SHARES_PAGE]
             .get_or_insert_with(|| Box::new([0; SHARES_PAGE]));
         let count = &mut page[block as usize % SHARES_PAGE];
-        *count = count.saturating_add(1);
-        self.shared += 1;
+        if *count < SHARES_MAX {
+            *count += 1;
+            self.shared += 1;
+        }
     }
 
     /// One of the tables that hold the block lets go of it; false, without effect, if there is only
@@ -81,8 +83,8 @@ impl Allocator {
         let Some(count) = count.filter(|count| **count > 0) else { return false };
         if *count < SHARES_MAX {
             *count -= 1;
+            self.shared -= 1;
         }
-        self.shared -= 1;
         true
     }
 

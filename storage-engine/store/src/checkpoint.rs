@@ -127,6 +127,7 @@ impl<'a> Writer<'a> {
     /// The chunk has no block in memory any more; nor has `base`, the chunk that it names as such.
     pub fn chunk(&mut self, key: ChunkKey, chunk: &Chunk, base: Option<&Chunk>) {
         assert!(!chunk.has_overlay(), "a checkpoint refers to blocks on the device only");
+        assert!(!chunk.is_empty(), "a chunk without blocks is none");
         let count = chunk.len();
         let whole_len = match count >= DENSE_FROM {
             true => BlockSet::LEN + count * MAPPED_LEN,

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use curve_types::{BLOCKS_PER_CHUNK, VolumeId};
 
+use crate::BlockSet;
+
 const BLOCKS: usize = BLOCKS_PER_CHUNK as usize;
 /// Blocks from which a full array is shorter than a sorted list.
 const DENSE_FROM: usize = 512;
@@ -215,9 +217,16 @@ impl Chunk {
 
     /// Takes the blocks that it does not have from `base`. What that does not have is lost: whoever
     /// said that it is there was wrong, and the peers know better.
-    pub fn take_shared(&mut self, base: Option<&Self>, blocks: impl Iterator<Item = u16>) -> Taken {
+    pub fn take_shared(&mut self, base: Option<&Self>, blocks: &BlockSet) -> Taken {
         let mut taken = Taken::default();
-        for index in blocks {
+        if let Some(base) = base.filter(|base| self.is_like(base, blocks)) {
+            // One table for all, as on the replica that it came from.
+            self.table = base.table.clone();
+            taken.device = self.device_blocks().collect();
+            taken.blocks = taken.device.len() as u64;
+            return taken;
+        }
+        for index in blocks.iter() {
             if self.has(index) {
                 continue;
             }
@@ -237,6 +246,18 @@ impl Chunk {
             self.set_device(index, TableBlock { addr, written: Written(0) });
         }
         taken
+    }
+
+    /// Whether with these blocks of `base`, which it lacks, it is what a copy of `base` would be.
+    fn is_like(&self, base: &Self, blocks: &BlockSet) -> bool {
+        let birth = Written::at(self.born);
+        let is_taken = |(index, block): (u16, TableBlock)| {
+            blocks.has(index) && !block.addr.is_lost() && block.written <= birth
+        };
+        self.is_empty()
+            && !base.has_overlay()
+            && base.len() == blocks.iter().count()
+            && base.table_blocks().all(is_taken)
     }
 
     pub fn in_memory(&self, index: u16) -> Option<&InMemory> {

@@ -50,6 +50,10 @@ pub enum StoreError {
     /// The caller broke a rule of this interface; nothing was changed.
     #[error("refused: {what}")]
     Invalid { what: String },
+    /// What says how far a group is applied has ended, while its tables may be further than it last
+    /// said: no checkpoint can show them. What was not checkpointed comes from the log.
+    #[error("the host of copyset {0} has ended")]
+    HostGone(CopysetId),
     /// The group does not exist here, or was removed.
     #[error("no copyset {0} on this device")]
     NoGroup(CopysetId),

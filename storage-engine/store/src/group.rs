@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use curve_types::{ChunkKey, CopysetId, VolumeId};
@@ -36,6 +37,9 @@ pub(crate) struct GroupInner {
     /// Applied position and state as last captured.
     last_state: Mutex<(Option<LogPosition>, Bytes)>,
     provider: RwLock<Option<Weak<dyn StateProvider>>>,
+    /// Index of the last entry whose applying was begun since the open; changed under the apply
+    /// lock.
+    begun: AtomicU64,
 }
 
 impl GroupInner {
@@ -54,6 +58,7 @@ impl GroupInner {
             space,
             last_state: Mutex::new(state),
             provider: RwLock::new(None),
+            begun: AtomicU64::new(0),
         })
     }
 
@@ -74,20 +79,40 @@ impl GroupInner {
     }
 
     /// Applied position and state blob; the apply lock is held. Without a provider it is what was
-    /// captured last, which the tables may be ahead of: replaying the difference is idempotent.
-    pub fn state(&self) -> (Option<LogPosition>, Bytes) {
+    /// captured last. `HostGone` if the tables are further than that: to apply the difference again
+    /// would copy volumes as they are by then.
+    pub fn state(&self) -> Result<(Option<LogPosition>, Bytes), StoreError> {
+        for _ in 0..HOST_ENDS_WITHIN.as_millis() {
+            if let Some(state) = self.known_state() {
+                return Ok(state);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(StoreError::HostGone(self.id))
+    }
+
+    /// None while the provider is ending.
+    fn known_state(&self) -> Option<(Option<LogPosition>, Bytes)> {
         let provider = self.provider.read().unwrap_or_else(PoisonError::into_inner);
-        let provider = provider.as_ref().and_then(Weak::upgrade);
         let mut last = self.last_state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(provider) = provider {
-            let now = provider.state();
-            // After an install the tables are new before the host has heard of it.
-            let index = |state: &(Option<LogPosition>, Bytes)| state.0.map(|applied| applied.index);
-            if index(&now) >= index(&last) {
-                *last = now;
+        let index = |state: &(Option<LogPosition>, Bytes)| state.0.map(|applied| applied.index);
+        match provider.as_ref().map(Weak::upgrade) {
+            None => {}
+            Some(Some(provider)) => {
+                let now = provider.state();
+                // After an install the tables are new before the host has heard of it.
+                if index(&now) >= index(&last) {
+                    *last = now;
+                }
+            }
+            Some(None) => {
+                let begun = self.begun.load(Ordering::Relaxed);
+                if index(&last).unwrap_or(0) < begun {
+                    return None;
+                }
             }
         }
-        last.clone()
+        Some(last.clone())
     }
 
     /// Puts an installed state in place; the apply lock is held. False, without effect, if the group
@@ -140,6 +165,9 @@ impl GroupInner {
         *self.provider.write().unwrap_or_else(PoisonError::into_inner) = Some(weak);
     }
 }
+
+/// A provider that has no users any more calls `Group::leave_state` by then.
+const HOST_ENDS_WITHIN: Duration = Duration::from_millis(200);
 
 /// Handle to a group. All methods may be called from any thread.
 #[derive(Clone)]
@@ -373,14 +401,20 @@ impl Group {
         self.inner.provide(provider);
     }
 
+    /// To be called by a state provider as it ends, with what it would answer from now on.
+    pub fn leave_state(&self, state: (Option<LogPosition>, Bytes)) {
+        *self.inner.last_state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
     /// Starts applying the entry at `index` (or several up to it that may be seen together). Waits
-    /// while the overlay is full. Excludes checkpoints, views and installs until the returned value is dropped, so
-    /// they see whole entries; drop it only after the state machine's own applied position moved,
+    /// while the overlay is full. Excludes checkpoints, views and installs until the returned value
+    /// is dropped, so they see whole entries; drop it only after the state machine's own applied position moved,
     /// and call nothing of the log part meanwhile (it may wait for a checkpoint).
     pub fn begin_apply(&self, index: u64) -> Result<Apply<'_>, StoreError> {
         let core = self.core();
         core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
         let excluded = self.inner.lock_apply();
+        self.inner.begun.fetch_max(index, Ordering::Relaxed);
         Ok(Apply::new(self, self.inner.space.clone(), index, excluded))
     }
 

@@ -70,6 +70,7 @@ impl ChunkHead {
         let kept = |block| self.keep.keeps(block);
         match (&self.shared, self.copy) {
             (Some(_), None) => Err("shares blocks and is no copy"),
+            (Some(shared), _) if shared.is_empty() => Err("shares no blocks, and a list of them"),
             (Some(shared), Some(_)) if shared.iter().any(kept) => {
                 Err("shares blocks that it keeps")
             }
@@ -138,6 +139,7 @@ impl Staged {
             }
         }
         let taken = self.share(&mut chunks, sharing);
+        chunks.retain(|_, chunk| !chunk.is_empty());
         Merged { chunks, taken }
     }
 
@@ -164,7 +166,7 @@ impl Staged {
                 let shared = self.heads.get(&key).and_then(|head| head.shared.as_deref());
                 if let (Some(chunk), Some(shared)) = (chunks.get_mut(&key), shared) {
                     let chunk = Arc::make_mut(chunk);
-                    taken.push((key, chunk.take_shared(base.as_deref(), shared.iter())));
+                    taken.push((key, chunk.take_shared(base.as_deref(), shared)));
                 }
             }
         }
@@ -284,7 +286,8 @@ fn cut_cycles(heads: &mut BTreeMap<ChunkKey, ChunkHead>) {
     for key in own_bases(keys, |key| Some(heads.get(&key)?.copy?.base)) {
         tracing::error!(chunk = %key, "a snapshot's chunk is its own base");
         if let Some(head) = heads.get_mut(&key) {
-            (head.copy, head.shared) = (None, None);
+            // What it shares is lost then, and the peers have it.
+            head.copy = None;
         }
     }
 }

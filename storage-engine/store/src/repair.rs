@@ -54,7 +54,7 @@ impl Group {
         }
         // Changes nothing that an entry wrote: no index belongs to it.
         let apply = self.begin_apply(0)?;
-        let (applied, _) = self.inner.state();
+        let (applied, _) = self.inner.state()?;
         if applied.is_none_or(|applied| applied.index < index) {
             return Ok(Repair::TooNew);
         }

@@ -151,11 +151,14 @@ impl Space {
         (!tables.retired).then(|| tables.chunks.keys().copied().collect())
     }
 
-    /// Indices of the chunk's blocks that are not in memory, in order.
+    /// Indices of the chunk's blocks that are not in memory and no block of its base, in order: so
+    /// that a walk over all chunks meets what copies share once.
     pub fn table_blocks(&self, key: ChunkKey) -> Vec<u16> {
         let tables = self.tables();
         let Some(chunk) = tables.chunks.get(&key) else { return Vec::new() };
-        chunk.table_blocks().map(|(index, _)| index).collect()
+        let base = chunk.base().and_then(|volume| tables.chunks.get(&ChunkKey { volume, ..key }));
+        let own = |index: &u16| base.is_none_or(|base| !chunk.shares(base, *index));
+        chunk.table_blocks().map(|(index, _)| index).filter(own).collect()
     }
 
     /// Blocks in memory now, in table order.
@@ -513,8 +516,10 @@ impl Space {
         chunk.change_at(entry);
         let mut tally = Tally::default();
         blocks.for_each(|index| tally.note(chunk.clear(index as u16)));
-        if chunk.is_empty() {
+        let (is_empty, base) = (chunk.is_empty(), chunk.base());
+        if is_empty {
             tables.chunks.remove(&key);
+            self.orphan(&mut tables, key, base);
         }
         self.settle(0, tally);
     }

@@ -2,8 +2,7 @@
 //! WAL and data space; with nothing else to do it writes blocks ahead of time. It waits for the IO
 //! thread, never the other way round.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc};
 
@@ -60,6 +59,7 @@ impl UpkeepThread {
                 Err(error) => Err(error),
             };
             if let Err(error) = &result
+                && !matches!(error, StoreError::HostGone(_))
                 && !self.core.is_failed()
             {
                 self.core.device.fail(error.clone());
@@ -128,29 +128,33 @@ impl UpkeepThread {
         blocks: Vec<DirtyBlock>,
         mut placed: impl FnMut(&[(DirtyBlock, BlockAddr)]),
     ) -> Result<(), StoreError> {
-        // By where they are in memory: all were there at once, so that no two share a place.
-        let mut places: HashMap<*const u8, BlockAddr> = HashMap::new();
+        // By where they are in memory, all at once, so that no two share a place: how many there are,
+        // and where they go.
+        let mut homeless: HashMap<*const u8, (usize, Option<BlockAddr>)> = HashMap::new();
+        for dirty in blocks.iter().filter(|dirty| !dirty.has_home()) {
+            homeless.entry(dirty.block.bytes.as_ptr()).or_default().0 += 1;
+        }
         let mut blocks = blocks.into_iter().peekable();
         while blocks.peek().is_some() {
             let part: Vec<DirtyBlock> = blocks.by_ref().take(FLUSH_BLOCKS).collect();
-            let mut fresh: Vec<Bytes> = Vec::new();
-            let mut doubled = Vec::new();
-            for dirty in part.iter().filter(|dirty| !dirty.has_home()) {
-                let bytes = &dirty.block.bytes;
-                match places.entry(bytes.as_ptr()) {
-                    Entry::Occupied(_) => doubled.push(bytes.as_ptr()),
-                    Entry::Vacant(place) => {
-                        place.insert(BlockAddr::lost(0));
-                        fresh.push(bytes.clone());
-                    }
-                }
-            }
+            let mut seen = HashSet::new();
+            let is_fresh = |dirty: &&DirtyBlock| {
+                let at = dirty.block.bytes.as_ptr();
+                homeless.get(&at).is_some_and(|(_, place)| place.is_none()) && seen.insert(at)
+            };
+            let fresh = part.iter().filter(|dirty| !dirty.has_home()).filter(is_fresh);
+            let fresh: Vec<Bytes> = fresh.map(|dirty| dirty.block.bytes.clone()).collect();
+            let mut shared = Vec::new();
             self.core.data.write(&fresh, |n, addr| {
-                places.insert(fresh[n].as_ptr(), addr);
+                if let Some((count, place)) = homeless.get_mut(&fresh[n].as_ptr()) {
+                    *place = Some(addr);
+                    shared.extend(std::iter::repeat_n(addr.block, *count - 1));
+                }
             })?;
-            self.core.data.share_flushed(doubled.iter().map(|at| places[at].block));
+            // Before any table has it: it must not become free while others are still to get it.
+            self.core.data.share_flushed(shared.into_iter());
             let arrived = part.into_iter().filter_map(|dirty| {
-                let place = || places.get(&dirty.block.bytes.as_ptr()).copied();
+                let place = || homeless.get(&dirty.block.bytes.as_ptr())?.1;
                 let addr = dirty.block.home.or_else(place)?;
                 Some((dirty, addr))
             });
@@ -184,7 +188,7 @@ impl UpkeepThread {
         let tick = self.core.data.pin_tick();
         let mut captured = Vec::with_capacity(start.groups.len());
         for id in start.groups.keys() {
-            captured.extend(self.capture(*id, &start, switches));
+            captured.extend(self.capture(*id, &start, switches)?);
         }
         self.await_homes(captured.iter().flat_map(|group| &group.dirty))?;
         captured.iter_mut().try_for_each(|group| self.write_captured(group))?;
@@ -220,7 +224,12 @@ impl UpkeepThread {
 
     /// None if the group was removed since `start`: the record of that will be durable before the
     /// checkpoint is. Shown as it was, its log would hold payloads that are free by then.
-    fn capture(&self, id: CopysetId, start: &Capture, switches: &[Switch]) -> Option<Captured> {
+    fn capture(
+        &self,
+        id: CopysetId,
+        start: &Capture,
+        switches: &[Switch],
+    ) -> Result<Option<Captured>, StoreError> {
         let known = start.groups.get(&id).copied().unwrap_or_default();
         let group =
             self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -232,7 +241,9 @@ impl UpkeepThread {
             state: Bytes::new(),
         };
         // A group created anew under the id is not the one the WAL knew at `start`.
-        let group = group.filter(|group| group.first_lsn_is(known.first_lsn))?;
+        let Some(group) = group.filter(|group| group.first_lsn_is(known.first_lsn)) else {
+            return Ok(None);
+        };
         let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
         let mut log_replaced = false;
         let space = group.space.clone();
@@ -266,11 +277,11 @@ impl UpkeepThread {
                 dirty.extend(blocks.map(|(index, block)| DirtyBlock { key, index, block }));
             }
         } else {
-            (meta.applied, meta.state) = group.state();
+            (meta.applied, meta.state) = group.state()?;
             (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
         }
         drop(excluded);
-        Some(Captured { id, meta, chunks, dirty, space, group, log_replaced })
+        Ok(Some(Captured { id, meta, chunks, dirty, space, group, log_replaced }))
     }
 
     /// Brings a captured group's blocks to the device.

@@ -17,7 +17,7 @@ impl Group {
     pub fn view(&self) -> Result<ChunkView, StoreError> {
         self.core().device.check()?;
         let _whole_entries = self.inner.lock_apply();
-        let (applied, state) = self.inner.state();
+        let (applied, state) = self.inner.state()?;
         let pin = self.inner.space.pin();
         let chunks = pin.space.snapshot();
         // A removed group's tables may have been empty already.

@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use common::{checkpoint, chunk, durable, open, sim};
-use curve_store::{CopyKind, Group, Keep, Store, Written};
+use common::{Blob, checkpoint, chunk, durable, open, sim};
+use curve_store::{CopyKind, Group, Keep, LogPosition, StateProvider, Store, StoreError, Written};
 use curve_types::{CopysetId, VolumeId};
 
 const BLOCK: u32 = 4096;
@@ -173,4 +175,77 @@ fn blocks_in_memory_are_copied_too() {
     let group = found[0].group.clone();
     assert_eq!([1, 2].map(|volume| byte(&group, volume, 19)), [7, 7]);
     assert_eq!(used(&store), 21, "the deletion came after the checkpoint");
+}
+
+/// Each clone of a volume was copied from a snapshot that is gone since: all are based on what is
+/// left. When that goes, or is overwritten, the room that their tables take must not grow with
+/// their number.
+#[test]
+fn clones_of_a_volume_that_goes_stay_small_in_checkpoints() {
+    let (disk, store, group) = full();
+    for n in 10..90 {
+        copy(&group, 100 * u64::from(n), 1, 2, CopyKind::Snapshot);
+        copy(&group, 100 * u64::from(n) + 1, 2, n, CopyKind::Clone);
+        delete(&group, 100 * u64::from(n) + 2, 2);
+    }
+    checkpoint(&store).expect("checkpoint");
+    let small = store.usage().checkpoint_bytes;
+    assert!(small <= 256 << 10, "{small} bytes");
+    // Trimmed to nothing, which leaves no chunk to be based on.
+    let apply = group.begin_apply(20_000).expect("apply");
+    apply.discard(chunk(id(1), 0), 0, 4 << 20).expect("discard");
+    drop(apply);
+    checkpoint(&store).expect("checkpoint");
+    assert_eq!(store.usage().checkpoint_bytes, small);
+    (10..60).for_each(|n| delete(&group, 20_001, n));
+    checkpoint(&store).expect("checkpoint");
+    assert_eq!(store.usage().checkpoint_bytes, small);
+    drop((group, store));
+    let (_store, found) = open(&disk);
+    assert!((60..90).all(|n| byte(&found[0].group, n, 700) == 700u32 as u8));
+}
+
+/// A copy made again would be of what its original is by then.
+#[test]
+fn no_checkpoint_shows_tables_with_a_state_from_before() {
+    let (disk, store, group) = full();
+    let at = |index| LogPosition { term: 1, node: common::node(), index };
+    let provider: Arc<dyn StateProvider> = Arc::new(Blob(Some(at(1)), Bytes::new()));
+    group.set_state_provider(&provider);
+    checkpoint(&store).expect("checkpoint");
+    write(&group, 2, id(1), 0, 99);
+    drop(provider);
+    let refused = checkpoint(&store).expect_err("nobody says how far the tables are");
+    assert!(matches!(refused, StoreError::HostGone(CopysetId(1))), "{refused}");
+    assert!(store.failure().is_none());
+    group.leave_state((Some(at(2)), Bytes::new()));
+    checkpoint(&store).expect("checkpoint");
+    drop((group, store));
+    let (_store, found) = open(&disk);
+    assert_eq!((found[0].applied, byte(&found[0].group, 1, 0)), (Some(at(2)), 99));
+}
+
+/// The flusher takes blocks of a copy and of its original part by part, while the original is
+/// written.
+#[test]
+fn a_copy_stays_whole_while_its_original_is_written_and_flushed() {
+    let (_disk, store, group) = full();
+    for round in 1..=12 {
+        let index = 1000 * u64::from(round);
+        (0..BLOCKS).for_each(|block| write(&group, index, id(1), block, round));
+        copy(&group, index + 1, 1, 2, CopyKind::Snapshot);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..BLOCKS).for_each(|block| write(&group, index + 2, id(1), block, 200));
+            });
+            checkpoint(&store).expect("checkpoint");
+        });
+        checkpoint(&store).expect("checkpoint");
+        let copied = group.read(chunk(id(2), 0), 0, BLOCKS * BLOCK).expect("read");
+        assert!(copied.iter().all(|byte| *byte == round), "round {round}");
+    }
+    (1..=2).for_each(|volume| delete(&group, 50_000, volume));
+    checkpoint(&store).expect("checkpoint");
+    let usage = store.usage();
+    assert_eq!((usage.data_blocks_used, usage.data_blocks_free), (0, usage.data_blocks_total));
 }

@@ -28,12 +28,29 @@ impl State {
         if !existing.is_empty() {
             return self.answer_existing(&wanted, &existing);
         }
+        wanted.iter().try_for_each(|(_, snapshot)| self.check_number(snapshot))?;
         let ids = wanted.iter().map(|(id, _)| id.to_wire()).collect();
         for (id, snapshot) in wanted {
             self.names.insert(snapshot.name.clone(), id);
             self.volumes.insert(id, Volume { created_unix_ms: now_ms, ..snapshot });
         }
         Ok(answer::Kind::Volumes(log::VolumeIds { ids }))
+    }
+
+    /// Whether its volume may have one more.
+    fn check_number(&self, snapshot: &Volume) -> Result<(), Refusal> {
+        let origin = snapshot.origin();
+        let is_sibling = |volume: &&Volume| volume.origin() == origin && !volume.deleting;
+        let siblings = self.volumes.values().filter(is_sibling).count();
+        if siblings < SNAPSHOTS_PER_VOLUME_MAX {
+            return Ok(());
+        }
+        let message = format!(
+            "there are {siblings} snapshots of the volume of {:?}, and {SNAPSHOTS_PER_VOLUME_MAX} \
+             are the most: delete some",
+            snapshot.name
+        );
+        Err(Refusal::new(Reason::Exhausted, message))
     }
 
     /// The records that a request asks for.
@@ -65,15 +82,6 @@ impl State {
                 return Err(Refusal::new(Reason::Precondition, message));
             }
             self.check_restored(volume)?;
-            let siblings = self.volumes.values().filter(|v| v.origin() == Some(origin)).count();
-            if siblings >= SNAPSHOTS_PER_VOLUME_MAX {
-                let message = format!(
-                    "volume {:?} has {siblings} snapshots, and may have {SNAPSHOTS_PER_VOLUME_MAX}: \
-                     delete some",
-                    volume.name
-                );
-                return Err(Refusal::new(Reason::Exhausted, message));
-            }
             wanted.push((id, volume.snapshot_record(origin, name)));
         }
         Ok(wanted)

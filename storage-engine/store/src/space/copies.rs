@@ -1,7 +1,8 @@
 //! Whole volumes of a group: copies of all their chunks, which share the blocks, and their end.
 
-use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -32,7 +33,8 @@ impl Space {
             .map(|(key, chunk)| (ChunkKey { volume: to, ..*key }, chunk.copied(entry, from)))
             .collect();
         if kind == CopyKind::Snapshot {
-            rebase(&mut tables, from, |_| Some(to));
+            let children = tables.chunks.values_mut().filter(|chunk| chunk.base() == Some(from));
+            children.for_each(|chunk| Arc::make_mut(chunk).set_base(Some(to)));
         }
         for (key, copy) in copies {
             let taken = Taken {
@@ -80,15 +82,42 @@ impl Space {
         }
     }
 
+    /// Of a chunk that is gone: gives those that are based on it another base.
+    pub(super) fn orphan(&self, tables: &mut Tables, gone: ChunkKey, base: Option<VolumeId>) {
+        if self.data.shared.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut heirs = BTreeMap::new();
+        let mut next = tables.chunks.keys().next().copied();
+        while let Some(ChunkKey { volume, .. }) = next {
+            let key = ChunkKey { volume, ..gone };
+            if let Some(chunk) = tables.chunks.get_mut(&key)
+                && chunk.base() == Some(gone.volume)
+            {
+                let base = inherit(heirs.entry(gone.index), volume, || base);
+                Arc::make_mut(chunk).set_base(base);
+            }
+            let last = ChunkKey { volume, index: ChunkIndex(u32::MAX) };
+            let behind = (Bound::Excluded(last), Bound::Unbounded);
+            next = tables.chunks.range(behind).next().map(|(key, _)| *key);
+        }
+    }
+
     fn drop_volume(&self, tables: &mut Tables, volume: VolumeId) {
         let keys: Vec<ChunkKey> =
             tables.chunks.range(all_of(volume)).map(|(key, _)| *key).collect();
         let dropped: Vec<(ChunkKey, Arc<Chunk>)> =
             keys.into_iter().filter_map(|key| Some((key, tables.chunks.remove(&key)?))).collect();
-        rebase(tables, volume, |index| {
+        let base_of = |index: ChunkIndex| {
             let at = dropped.binary_search_by_key(&index, |(key, _)| key.index).ok()?;
             dropped[at].1.base()
-        });
+        };
+        let mut heirs: BTreeMap<ChunkIndex, VolumeId> = BTreeMap::new();
+        let orphans = tables.chunks.iter_mut().filter(|(_, chunk)| chunk.base() == Some(volume));
+        for (key, chunk) in orphans {
+            let base = inherit(heirs.entry(key.index), key.volume, || base_of(key.index));
+            Arc::make_mut(chunk).set_base(base);
+        }
         self.forget(dropped.into_iter().map(|(_, chunk)| chunk));
     }
 }
@@ -121,14 +150,18 @@ fn all_of(volume: VolumeId) -> RangeInclusive<ChunkKey> {
     at(0)..=at(u32::MAX)
 }
 
-/// Gives the chunks whose base is `volume` another, by their index.
-fn rebase(
-    tables: &mut Tables,
+/// The base of a chunk that has lost its own: of the first, what that was based on, of the others
+/// the first, as they are more alike than either is to what is left.
+fn inherit(
+    heir: Entry<'_, ChunkIndex, VolumeId>,
     volume: VolumeId,
-    mut other: impl FnMut(ChunkIndex) -> Option<VolumeId>,
-) {
-    let based = tables.chunks.iter_mut().filter(|(_, chunk)| chunk.base() == Some(volume));
-    for (key, chunk) in based {
-        Arc::make_mut(chunk).set_base(other(key.index));
+    base: impl FnOnce() -> Option<VolumeId>,
+) -> Option<VolumeId> {
+    match heir {
+        Entry::Occupied(heir) => Some(*heir.get()),
+        Entry::Vacant(place) => {
+            place.insert(volume);
+            base()
+        }
     }
 }

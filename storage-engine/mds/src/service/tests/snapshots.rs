@@ -164,7 +164,7 @@ async fn a_copyset_that_does_not_freeze_in_time_costs_all_snapshots_and_thaws_th
     let started = Instant::now();
     let refused = admin.create_snapshots(snapshots_of(&[("db", "n"), ("wal", "n")])).await;
     let sentence = "no snapshot was taken: copyset 3 did not answer within 5s";
-    expect_refusal(refused, Code::Unavailable, sentence);
+    expect_refusal(refused, Code::DeadlineExceeded, sentence);
     assert!(started.elapsed() < Duration::from_secs(8));
     let left: Vec<VolumeId> = {
         let state = mds.node.state.read();
@@ -194,15 +194,25 @@ async fn a_freeze_that_ended_or_a_snapshot_that_is_gone_fails_the_attempt_at_onc
     let servers = formed_pool(&mds).await;
     let mut admin = volumes(&mds, Role::Admin, "me");
     create(&mut admin, "db").await;
-    let cases: [crate::testing::Refusing; 2] = [
-        |_, command| matches!(command, Command::Snapshot { .. }).then_some(ChunkError::Thawed),
-        |_, command| matches!(command, Command::Snapshot { .. }).then_some(ChunkError::Deleted),
+    let cases: [(crate::testing::Refusing, Code); 3] = [
+        (
+            |_, command| matches!(command, Command::Snapshot { .. }).then_some(ChunkError::Thawed),
+            Code::DeadlineExceeded,
+        ),
+        (
+            |_, command| matches!(command, Command::Snapshot { .. }).then_some(ChunkError::Deleted),
+            Code::DeadlineExceeded,
+        ),
+        (
+            |_, command| matches!(command, Command::Snapshot { .. }).then_some(ChunkError::NoSpace),
+            Code::ResourceExhausted,
+        ),
     ];
-    for refusing in cases {
+    for (refusing, code) in cases {
         refuse(&servers, Some(refusing));
         let started = Instant::now();
         let refused = admin.create_snapshots(snapshots_of(&[("db", "n")])).await;
-        expect_refusal(refused, Code::Unavailable, "refuses");
+        expect_refusal(refused, code, "refuses");
         assert!(started.elapsed() < Duration::from_secs(4));
     }
 }

@@ -380,5 +380,9 @@ fn a_volume_has_a_bounded_number_of_snapshots() {
     (0..256).for_each(|n| drop(apply(&mut state, begin(n)).expect("room")));
     let (reason, message) = refusal(&mut state, begin(256));
     assert_eq!(reason, Reason::Exhausted);
-    assert!(message.contains("\"data\" has 256 snapshots, and may have 256"), "{message}");
+    assert!(message.contains("256 snapshots of the volume of \"data@n256\""), "{message}");
+    // What was taken before is still there.
+    let last = VolumeId::from_bytes(1255u128.to_be_bytes()).to_wire();
+    apply(&mut state, Kind::SnapshotsReady(log::VolumeIds { ids: vec![last] })).expect("ready");
+    apply(&mut state, begin(255)).expect("done");
 }
