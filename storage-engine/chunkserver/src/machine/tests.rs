@@ -30,6 +30,9 @@ struct Rig {
     index: u64,
 }
 
+/// Of a chunk: when it was changed last, what it is a copy of, and when its blocks were written.
+type ChunkHistory = (ChunkKey, u64, Option<CopyOf>, Vec<(Range<u32>, Vec<Written>)>);
+
 /// From one command's index to the next: several share the unit in which the store remembers when
 /// a block was written, and some do not.
 const STEP: u64 = 25;
@@ -78,7 +81,7 @@ impl Rig {
     }
 
     /// All that is known of when chunks and their blocks were written.
-    fn history(&self) -> Vec<(ChunkKey, u64, Option<CopyOf>, Vec<(Range<u32>, Vec<Written>)>)> {
+    fn history(&self) -> Vec<ChunkHistory> {
         let view = self.group.view().expect("view");
         let of = |key: ChunkKey| {
             // What two chunks share is not part of it: a replica may have got it as bytes.

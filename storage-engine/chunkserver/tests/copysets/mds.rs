@@ -90,6 +90,24 @@ impl MdsVolume for Served {
         not_here()
     }
 
+    async fn create_snapshots(
+        &self,
+        _: Request<CreateSnapshotsRequest>,
+    ) -> Result<Response<CreateSnapshotsResponse>, Status> {
+        not_here()
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        not_here()
+    }
+
+    async fn rollback(&self, _: Request<RollbackRequest>) -> Result<Response<Volume>, Status> {
+        not_here()
+    }
+
     async fn set_limits(&self, _: Request<SetLimitsRequest>) -> Result<Response<Volume>, Status> {
         not_here()
     }
