@@ -156,3 +156,20 @@ fn a_newer_export_fences_the_older_one() -> Result<()> {
     })?;
     playground.stop()
 }
+
+#[test]
+fn schedulers_pause_and_resume_on_command() -> Result<()> {
+    let directory = Directory::create("pause")?;
+    let playground = Playground::start_small(&directory)?;
+    playground.curve(&["scheduler", "pause", "repair"])?;
+    let status = playground.curve(&["status"])?;
+    ensure!(status.contains("HEALTH_WARN: repair paused by command"), "{status}");
+    let listed = playground.curve(&["scheduler", "list"])?;
+    ensure!(listed.contains("repair   paused") && listed.contains("balance  running"), "{listed}");
+    let refused = playground.curve(&["scheduler", "pause", "scrub"]);
+    let said = format!("{:#}", refused.err().context("an unknown scheduler was paused")?);
+    ensure!(said.contains("[possible values: repair, balance, leaders]"), "{said}");
+    playground.curve(&["scheduler", "resume"])?;
+    playground.wait_healthy(Duration::from_secs(10))?;
+    playground.stop()
+}

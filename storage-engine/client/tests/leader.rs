@@ -48,6 +48,13 @@ impl MdsAdmin for Script {
         Err(Status::unimplemented("not part of the script"))
     }
 
+    async fn pause_schedulers(
+        &self,
+        _: Request<PauseSchedulersRequest>,
+    ) -> Result<Response<PauseSchedulersResponse>, Status> {
+        Err(Status::unimplemented("not part of the script"))
+    }
+
     async fn delete_pool(
         &self,
         _: Request<DeletePoolRequest>,

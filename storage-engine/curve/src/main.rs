@@ -10,6 +10,7 @@ mod mds;
 mod output;
 mod playground;
 mod pool;
+mod scheduler;
 mod status;
 mod volume;
 
@@ -63,6 +64,8 @@ enum Command {
     Volume(volume::Args),
     /// Create, list and delete pools.
     Pool(pool::Args),
+    /// Pause and resume what the cluster does by itself with data that is there.
+    Scheduler(scheduler::Args),
     /// Say how the cluster is.
     Status(status::Args),
     /// Print the completion script of a shell.
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Command::Playground(args) => playground::run(args),
         Command::Volume(args) => volume::run(args),
         Command::Pool(args) => pool::run(args),
+        Command::Scheduler(args) => scheduler::run(args),
         Command::Status(args) => status::run(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "curve", &mut std::io::stdout());

@@ -107,6 +107,7 @@ fn status_json(status: &proto::ClusterStatus) -> Value {
         "copysets_degraded": status.copysets_degraded,
         "copysets_unavailable": status.copysets_unavailable,
         "attached_volumes": status.attached_volumes,
+        "paused_schedulers": status.paused_schedulers,
     })
 }
 

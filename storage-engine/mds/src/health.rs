@@ -31,6 +31,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(counts.messages(scene));
     messages.extend(pool_messages(scene));
     messages.extend(full_messages(scene));
+    messages.extend(paused_message(state));
     let attached = state
         .volumes
         .values()
@@ -58,7 +59,17 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
         copysets_degraded: counts.degraded,
         copysets_unavailable: counts.unavailable,
         attached_volumes: attached.count() as u32,
+        paused_schedulers: paused(state),
     }
+}
+
+fn paused(state: &State) -> Vec<String> {
+    state.paused.iter().map(ToString::to_string).collect()
+}
+
+/// Whoever paused them may have forgotten it.
+fn paused_message(state: &State) -> Option<String> {
+    (!state.paused.is_empty()).then(|| format!("{} paused by command", paused(state).join(", ")))
 }
 
 /// Devices whose process still runs on them.

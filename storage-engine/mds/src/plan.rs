@@ -10,7 +10,7 @@ mod repair;
 use curve_types::VolumeId;
 
 use crate::log::{self, command::Kind};
-use crate::state::Volume;
+use crate::state::{Scheduler, Volume};
 use crate::view::Scene;
 
 pub use orders::{device_map, heartbeat_response};
@@ -35,12 +35,19 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(repair::plan_observations(scene));
     commands.extend(placement::plan_new_copysets(scene));
     commands.extend(placement::plan_recreations(scene));
-    commands.extend(repair::plan_replacements(scene));
-    if commands.is_empty() {
-        // What else is due changes what is even.
-        commands.extend(balance::plan_moves(scene));
+    let paused = |scheduler| scene.state.paused.contains(&scheduler);
+    let replacements = repair::plan_replacements(scene);
+    // What else is due changes what is even.
+    let mut even = commands.is_empty() && replacements.is_empty();
+    let begins = |command: &Kind| matches!(command, Kind::BeginReplacement(_));
+    let held = |command: &Kind| paused(Scheduler::Repair) && begins(command);
+    commands.extend(replacements.into_iter().filter(|command| !held(command)));
+    if even && !paused(Scheduler::Balance) {
+        let moves = balance::plan_moves(scene);
+        even = moves.is_empty();
+        commands.extend(moves);
     }
-    if commands.is_empty() {
+    if even && !paused(Scheduler::Leaders) {
         commands.extend(leaders::plan_first_voters(scene));
     }
     commands.extend(plan_forgotten_devices(scene));

@@ -7,6 +7,7 @@ mod codec;
 mod devices;
 mod limits;
 mod pools;
+mod schedulers;
 mod snapshots;
 mod volumes;
 
@@ -19,6 +20,7 @@ use curve_types::{
 
 pub use answered::Answered;
 pub use apply::{DEFAULT_POOL, validate_name};
+pub use schedulers::Scheduler;
 
 /// Longest name of anything, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
@@ -190,6 +192,8 @@ pub struct State {
     pub pools: BTreeMap<PoolId, Pool>,
     pub copysets: BTreeMap<CopysetId, Copyset>,
     pub volumes: BTreeMap<VolumeId, Volume>,
+    /// They begin nothing more.
+    pub paused: BTreeSet<Scheduler>,
     next_pool: u32,
     next_copyset: u32,
     next_session: u64,
@@ -208,6 +212,7 @@ impl Default for State {
             pools: BTreeMap::new(),
             copysets: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            paused: BTreeSet::new(),
             next_pool: 1,
             // 0 is the MDS's own group.
             next_copyset: 1,

@@ -1,9 +1,9 @@
-//! Status and pools.
+//! Status, pools and schedulers.
 
 use curve_wire::proto::mds_admin_client::MdsAdminClient;
 use curve_wire::proto::{
     ClusterStatus, CreatePoolRequest, DeletePoolRequest, FailureDomain, GetStatusRequest,
-    ListPoolsRequest, Pool, PoolStatus,
+    ListPoolsRequest, PauseSchedulersRequest, Pool, PoolStatus,
 };
 
 use super::leader::ANSWER_BYTES_MAX;
@@ -49,6 +49,20 @@ impl MdsClient {
             })
             .await?;
         Ok(answer.pools)
+    }
+
+    /// Pauses schedulers (none named: all), or lets them go on.
+    pub async fn pause_schedulers(
+        &self,
+        schedulers: Vec<String>,
+        paused: bool,
+    ) -> Result<(), MdsError> {
+        let request = PauseSchedulersRequest { schedulers, paused, request_id: request_id() };
+        self.call("pause schedulers", request, |channel, request| async move {
+            MdsAdminClient::new(channel).pause_schedulers(request).await
+        })
+        .await?;
+        Ok(())
     }
 
     pub async fn delete_pool(&self, name: &str) -> Result<(), MdsError> {

@@ -7,7 +7,7 @@ use curve_types::{CopysetId, DeviceId};
 use curve_wire::proto;
 
 use crate::log::{WireId, ids_to_wire};
-use crate::state::{Copyset, Joining, State};
+use crate::state::{Copyset, Joining, Scheduler, State};
 use crate::view::{Condition, Report, Scene};
 
 /// A device must have been up for so long before leadership is moved to it: one that keeps falling
@@ -164,7 +164,9 @@ fn plan_transfer(
     report: &Report,
 ) -> Option<proto::TransferLeader> {
     let to = *copyset.voters.first()?;
-    let due = to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
+    let paused = scene.state.paused.contains(&Scheduler::Leaders);
+    let due =
+        !paused && to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
     (due && may_lead(scene, to)).then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::log::{WireId, ids_from_wire};
-use crate::state::{FailureDomain, State};
+use crate::state::{FailureDomain, Scheduler, State};
 use crate::view::{Condition, Heard, Report, View};
 
 const OUT_AFTER: Duration = Duration::from_secs(60);
@@ -288,6 +288,35 @@ fn a_lost_device_is_replaced_after_the_time_and_not_before() {
     assert_eq!(world.conditions(), vec![Condition::Whole; copysets]);
     assert_eq!(world.state.copysets_on(device(1)).count(), 0);
     assert_eq!(world.tick(), 0, "nothing is left to do");
+}
+
+#[test]
+fn a_paused_repair_begins_nothing_and_goes_on_later() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    world.settle(8);
+    world.state.paused.insert(Scheduler::Repair);
+    world.alive.remove(&device(1));
+    world.settle(130);
+    assert!(world.state.copysets.values().all(|copyset| copyset.joining.is_none()));
+    assert!(world.conditions().contains(&Condition::Degraded { replicas: 2 }));
+    let messages = crate::health::cluster_status(world.scene(), &[]).messages;
+    assert!(messages.contains(&"repair paused by command".to_owned()), "{messages:?}");
+    world.state.paused.clear();
+    world.settle(130);
+    assert_eq!(world.conditions(), vec![Condition::Whole; world.state.copysets.len()]);
+}
+
+#[test]
+fn a_paused_balance_moves_nothing_to_a_new_device() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(8);
+    world.state.paused.insert(Scheduler::Balance);
+    world.register(4, "cs-3", 4);
+    world.settle(130);
+    assert_eq!(world.state.copysets_on(device(4)).count(), 0);
+    world.state.paused.clear();
+    world.settle(130);
+    assert!(world.state.copysets_on(device(4)).count() > 0);
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Status and pools.
+//! Status, pools and schedulers.
 
 use curve_types::PoolId;
 use curve_wire::pki::Role;
 use curve_wire::proto::mds_admin_server::MdsAdmin;
 use curve_wire::proto::{
     ClusterStatus, CreatePoolRequest, DeletePoolRequest, DeletePoolResponse, GetStatusRequest,
-    ListPoolsRequest, ListPoolsResponse, Pool,
+    ListPoolsRequest, ListPoolsResponse, PauseSchedulersRequest, PauseSchedulersResponse, Pool,
 };
 use tonic::{Request, Response, Status};
 
@@ -72,6 +72,17 @@ impl MdsAdmin for Service {
         let asked = request.into_inner();
         self.0.mutate(&asked.request_id, Kind::DeletePool(asked.name)).await?;
         Ok(Response::new(DeletePoolResponse {}))
+    }
+
+    async fn pause_schedulers(
+        &self,
+        request: Request<PauseSchedulersRequest>,
+    ) -> Result<Response<PauseSchedulersResponse>, Status> {
+        Caller::require(&request, &CHANGERS)?;
+        let PauseSchedulersRequest { schedulers, paused, request_id } = request.into_inner();
+        let pause = log::PauseSchedulers { schedulers, paused };
+        self.0.mutate(&request_id, Kind::PauseSchedulers(pause)).await?;
+        Ok(Response::new(PauseSchedulersResponse {}))
     }
 }
 

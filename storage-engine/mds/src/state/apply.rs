@@ -71,6 +71,7 @@ impl State {
             Kind::Rollback(rollback) => self.roll_back(rollback),
             Kind::Restored(restored) => self.restored(restored),
             Kind::PreferLeader(prefer) => self.prefer_leader(prefer),
+            Kind::PauseSchedulers(pause) => self.pause_schedulers(pause),
         }
     }
 
@@ -184,6 +185,7 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::AbandonReplacement(_) => 26,
         Kind::ObserveMembership(_) => 27,
         Kind::PreferLeader(_) => 28,
+        Kind::PauseSchedulers(_) => 29,
         Kind::CreateVolume(_) => 30,
         Kind::ResizeVolume(_) => 31,
         Kind::DeleteVolume(_) => 32,

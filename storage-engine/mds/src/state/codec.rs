@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::limits::{load_limits, store_limits};
 use super::{
-    Answered, Cluster, Copyset, Device, FailureDomain, Joining, Pool, Publication, Session,
-    Snapshot, State, Volume,
+    Answered, Cluster, Copyset, Device, FailureDomain, Joining, Pool, Publication, Scheduler,
+    Session, Snapshot, State, Volume,
 };
 use crate::log::{self, StoredState, WireId, ids_from_wire, ids_to_wire};
 
@@ -42,6 +42,7 @@ impl State {
             next_copyset: self.next_copyset,
             next_session: self.next_session,
             answered: self.answered.iter().map(store_answered).collect(),
+            paused_schedulers: self.paused.iter().map(ToString::to_string).collect(),
         };
         stored.encode_to_vec().into()
     }
@@ -88,6 +89,9 @@ impl State {
                 state.names.insert(volume.name.clone(), id);
             }
             state.volumes.insert(id, volume);
+        }
+        for name in stored.paused_schedulers {
+            state.paused.insert(Scheduler::from_name(&name).ok_or(field("paused scheduler"))?);
         }
         let mut answered = Answered::default();
         for log::Answered { request_id, kind, answer } in stored.answered {

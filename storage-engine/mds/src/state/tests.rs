@@ -594,3 +594,23 @@ fn a_limit_that_makes_no_sense_is_refused_by_name_and_value() {
     let missing = log::SetLimits { volume_id: volume(8).to_wire(), change: None };
     assert_eq!(refusal(&mut state, Kind::SetLimits(missing)).0, Reason::NotFound);
 }
+
+#[test]
+fn schedulers_are_paused_by_name_or_all() {
+    let mut state = ready();
+    let pause = |names: &[&str], paused| {
+        let schedulers = names.iter().map(ToString::to_string).collect();
+        Kind::PauseSchedulers(log::PauseSchedulers { schedulers, paused })
+    };
+    apply(&mut state, pause(&["balance"], true)).expect("pause");
+    apply(&mut state, pause(&["balance"], true)).expect("again");
+    assert_eq!(state.paused.iter().copied().collect::<Vec<_>>(), [Scheduler::Balance]);
+    let (reason, message) = refusal(&mut state, pause(&["repair", "scrub"], true));
+    let expected = "scheduler is \"scrub\": expected one of repair, balance, leaders";
+    assert_eq!((reason, &*message), (Reason::Invalid, expected));
+    apply(&mut state, pause(&[], true)).expect("all");
+    assert_eq!(state.paused.len(), Scheduler::ALL.len());
+    assert_eq!(State::decode(&state.encode()).expect("its own bytes"), state);
+    apply(&mut state, pause(&[], false)).expect("none");
+    assert!(state.paused.is_empty());
+}
