@@ -58,7 +58,8 @@ pub(crate) async fn expire(host: RaftHost, replicas: Replicas) {
                 }
             });
         }
-        let _ = tokio::time::timeout(THAW_WAIT, thaws.join_all()).await;
+        let all = async { while thaws.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(THAW_WAIT, all).await;
     }
 }
 

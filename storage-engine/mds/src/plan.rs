@@ -37,11 +37,11 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(placement::plan_recreations(scene));
     let paused = |scheduler| scene.state.paused.contains(&scheduler);
     let replacements = repair::plan_replacements(scene);
-    // What else is due changes what is even.
-    let mut even = commands.is_empty() && replacements.is_empty();
     let begins = |command: &Kind| matches!(command, Kind::BeginReplacement(_));
     let held = |command: &Kind| paused(Scheduler::Repair) && begins(command);
     commands.extend(replacements.into_iter().filter(|command| !held(command)));
+    // What else is due changes what is even.
+    let mut even = commands.is_empty();
     if even && !paused(Scheduler::Balance) {
         let moves = balance::plan_moves(scene);
         even = moves.is_empty();

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use curve_types::VolumeId;
 use curve_wire::chunk::ChunkError;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::chunkservers::{self, CommitError};
@@ -29,8 +30,9 @@ pub async fn take(
     // In one order for all, so that no two wait for each other, and each once.
     let volumes: std::collections::BTreeSet<_> = wanted.iter().map(|(id, _)| *id).collect();
     let mut turns = Vec::new();
+    let deadline = Instant::now() + TURN_WAIT;
     for volume in volumes {
-        let turn = tokio::time::timeout(TURN_WAIT, node.fencing(volume)).await;
+        let turn = tokio::time::timeout_at(deadline, node.fencing(volume)).await;
         let busy = |_| Status::unavailable(format!("volume {volume} is being fenced or restored"));
         turns.push(turn.map_err(busy)?);
     }

@@ -1,5 +1,6 @@
 //! Changing the chunk space of a group, one whole entry at a time.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
@@ -72,6 +73,12 @@ impl<'a> Apply<'a> {
     /// Forgets all chunks of a volume.
     pub fn delete_volume(&self, volume: VolumeId) -> Result<(), StoreError> {
         self.space.delete_volume(volume);
+        // Room for tables is free when a checkpoint does without them, and while there is little
+        // no writes may come that would bring one.
+        let core = self.group.core();
+        if core.checkpoint_bytes.load(Ordering::Relaxed) > core.superblock.layout.slot_len / 2 {
+            core.upkeep.request_checkpoint();
+        }
         Ok(())
     }
 

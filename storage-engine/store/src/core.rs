@@ -70,7 +70,13 @@ impl Core {
         let (free, logged) = data.free_and_logged_blocks();
         Usage {
             data_blocks_total: data.blocks_total,
-            data_blocks_used: data.live.load(Ordering::Relaxed),
+            // While the flusher gives several tables one place it counts too few for a moment.
+            data_blocks_used: data
+                .live
+                .load(Ordering::Relaxed)
+                .cast_signed()
+                .max(0)
+                .cast_unsigned(),
             data_blocks_free: free,
             data_blocks_pending_free: data.pending.load(Ordering::Relaxed),
             data_blocks_pinned: data.pinned.load(Ordering::Relaxed),

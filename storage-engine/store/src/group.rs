@@ -93,26 +93,38 @@ impl GroupInner {
 
     /// None while the provider is ending.
     fn known_state(&self) -> Option<(Option<LogPosition>, Bytes)> {
-        let provider = self.provider.read().unwrap_or_else(PoisonError::into_inner);
+        let provider = {
+            let registered = self.provider.read().unwrap_or_else(PoisonError::into_inner);
+            registered.as_ref().map(Weak::upgrade)
+        };
+        let now = provider.as_ref().map(|alive| alive.as_ref().map(|provider| provider.state()));
+        let known = self.newest_state(now);
+        // Not before: its end may come with it, which calls `leave_state`.
+        drop(provider);
+        known
+    }
+
+    /// `now` is the provider's answer; the inner None that of one that is ending.
+    fn newest_state(&self, now: Option<Option<State>>) -> Option<State> {
         let mut last = self.last_state.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = |state: &(Option<LogPosition>, Bytes)| state.0.map(|applied| applied.index);
-        match provider.as_ref().map(Weak::upgrade) {
+        match now {
             None => {}
-            Some(Some(provider)) => {
-                let now = provider.state();
-                // After an install the tables are new before the host has heard of it.
-                if index(&now) >= index(&last) {
-                    *last = now;
-                }
+            // After an install the tables are new before the host has heard of it.
+            Some(Some(now)) if index_of(&now) < index_of(&last) => {}
+            Some(Some(now)) => *last = now,
+            Some(None) if index_of(&last).unwrap_or(0) < self.begun.load(Ordering::Relaxed) => {
+                return None;
             }
-            Some(None) => {
-                let begun = self.begun.load(Ordering::Relaxed);
-                if index(&last).unwrap_or(0) < begun {
-                    return None;
-                }
-            }
+            Some(None) => {}
         }
         Some(last.clone())
+    }
+
+    fn leave_state(&self, state: State) {
+        let mut last = self.last_state.lock().unwrap_or_else(PoisonError::into_inner);
+        if index_of(&state) >= index_of(&last) {
+            *last = state;
+        }
     }
 
     /// Puts an installed state in place; the apply lock is held. False, without effect, if the group
@@ -166,8 +178,15 @@ impl GroupInner {
     }
 }
 
+/// Applied position and the blob that belongs to it.
+type State = (Option<LogPosition>, Bytes);
+
+fn index_of(state: &State) -> Option<u64> {
+    state.0.map(|applied| applied.index)
+}
+
 /// A provider that has no users any more calls `Group::leave_state` by then.
-const HOST_ENDS_WITHIN: Duration = Duration::from_millis(200);
+const HOST_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Handle to a group. All methods may be called from any thread.
 #[derive(Clone)]
@@ -403,7 +422,7 @@ impl Group {
 
     /// To be called by a state provider as it ends, with what it would answer from now on.
     pub fn leave_state(&self, state: (Option<LogPosition>, Bytes)) {
-        *self.inner.last_state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.inner.leave_state(state);
     }
 
     /// Starts applying the entry at `index` (or several up to it that may be seen together). Waits
@@ -443,7 +462,8 @@ impl Group {
     }
 
     /// Indices of the chunk's blocks that are not in memory, in order: reads of them go to the
-    /// device, or find that they are lost.
+    /// device, or find that they are lost. What it shares with the chunk that it is based on is
+    /// left out, as it is met there.
     pub fn table_blocks(&self, key: ChunkKey) -> Vec<u16> {
         self.inner.space.table_blocks(key)
     }

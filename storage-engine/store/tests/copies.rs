@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use common::{Blob, checkpoint, chunk, durable, open, sim};
@@ -249,4 +249,37 @@ fn a_copy_stays_whole_while_its_original_is_written_and_flushed() {
     checkpoint(&store).expect("checkpoint");
     let usage = store.usage();
     assert_eq!((usage.data_blocks_used, usage.data_blocks_free), (0, usage.data_blocks_total));
+}
+
+/// Its last user lets go of a provider while a checkpoint asks it.
+#[test]
+fn a_provider_may_end_while_it_is_asked() {
+    struct Leaving {
+        group: Group,
+        at: LogPosition,
+        /// What keeps it alive.
+        user: Mutex<Option<Arc<Leaving>>>,
+    }
+    impl StateProvider for Leaving {
+        fn state(&self) -> (Option<LogPosition>, Bytes) {
+            drop(self.user.lock().expect("lock").take());
+            (Some(self.at), Bytes::new())
+        }
+    }
+    impl Drop for Leaving {
+        fn drop(&mut self) {
+            self.group.leave_state((Some(self.at), Bytes::new()));
+        }
+    }
+    let (_disk, store, group) = full();
+    let at = LogPosition { term: 1, node: common::node(), index: 1 };
+    let leaving = Arc::new(Leaving { group: group.clone(), at, user: Mutex::default() });
+    let provider: Arc<dyn StateProvider> = leaving.clone();
+    group.set_state_provider(&provider);
+    drop(provider);
+    let user = leaving.clone();
+    *leaving.user.lock().expect("lock") = Some(user);
+    drop(leaving);
+    checkpoint(&store).expect("checkpoint");
+    checkpoint(&store).expect("of what it left");
 }
