@@ -218,14 +218,12 @@ impl Chunk {
     /// Takes the blocks that it does not have from `base`. What that does not have is lost: whoever
     /// said that it is there was wrong, and the peers know better.
     pub fn take_shared(&mut self, base: Option<&Self>, blocks: &BlockSet) -> Taken {
-        let mut taken = Taken::default();
         if let Some(base) = base.filter(|base| self.is_like(base, blocks)) {
             // One table for all, as on the replica that it came from.
             self.table = base.table.clone();
-            taken.device = self.device_blocks().collect();
-            taken.blocks = taken.device.len() as u64;
-            return taken;
+            return self.taken();
         }
+        let mut taken = Taken::default();
         for index in blocks.iter() {
             if self.has(index) {
                 continue;
@@ -246,6 +244,15 @@ impl Chunk {
             self.set_device(index, TableBlock { addr, written: Written(0) });
         }
         taken
+    }
+
+    /// All that it refers to, for one that has taken all over.
+    pub fn taken(&self) -> Taken {
+        Taken {
+            blocks: self.len() as u64,
+            device: self.device_blocks().collect(),
+            in_memory: self.overlay.keys().copied().collect(),
+        }
     }
 
     /// Whether with these blocks of `base`, which it lacks, it is what a copy of `base` would be.

@@ -37,12 +37,7 @@ impl Space {
             children.for_each(|chunk| Arc::make_mut(chunk).set_base(Some(to)));
         }
         for (key, copy) in copies {
-            let taken = Taken {
-                blocks: copy.len() as u64,
-                device: copy.device_blocks().collect(),
-                in_memory: copy.overlay().map(|(index, _)| index).collect(),
-            };
-            self.note_shared(&mut tables, key, &taken);
+            self.note_shared(&mut tables, key, &copy.taken());
             tables.chunks.insert(key, Arc::new(copy));
         }
     }
