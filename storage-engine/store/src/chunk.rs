@@ -377,6 +377,23 @@ impl Chunk {
         all
     }
 
+    /// The checksum of every block that is not a hole, by index; None of one that is lost. `crc` makes
+    /// that of a block in memory that has none yet.
+    pub fn checksums(&self, crc: impl Fn(&[u8]) -> u32) -> Vec<(u16, Option<u32>)> {
+        let of_memory = |(index, block): (&u16, &InMemory)| {
+            (*index, Some(block.home.map_or_else(|| crc(&block.bytes), |home| home.crc)))
+        };
+        let of_table = |(index, block): (u16, TableBlock)| {
+            (index, (!block.addr.is_lost()).then_some(block.addr.crc))
+        };
+        let mut all: Vec<_> = self.table_blocks().map(of_table).collect();
+        if !self.overlay.is_empty() {
+            all.extend(self.overlay.iter().map(of_memory));
+            all.sort_unstable_by_key(|(index, _)| *index);
+        }
+        all
+    }
+
     /// Puts a block into memory.
     pub fn write(&mut self, index: u16, block: InMemory) -> Displaced {
         debug_assert_eq!(block.bytes.len() as u64, curve_types::BLOCK_SIZE);

@@ -12,6 +12,7 @@ mod chunk;
 mod codec;
 mod core;
 mod data;
+mod digest;
 mod disk;
 mod error;
 #[cfg(feature = "fuzzing")]
@@ -37,6 +38,7 @@ pub use crate::{disk::SimDisk, superblock::format_small};
 pub use apply::Apply;
 pub use block_set::BlockSet;
 pub use chunk::Written;
+pub use digest::HeldTables;
 pub use disk::{AsyncReads, Disk, FileDisk};
 pub use error::StoreError;
 pub use group::Group;
