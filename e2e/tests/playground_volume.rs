@@ -166,9 +166,9 @@ fn schedulers_pause_and_resume_on_command() -> Result<()> {
     ensure!(status.contains("HEALTH_WARN: repair paused by command"), "{status}");
     let listed = playground.curve(&["scheduler", "list"])?;
     ensure!(listed.contains("repair   paused") && listed.contains("balance  running"), "{listed}");
-    let refused = playground.curve(&["scheduler", "pause", "scrub"]);
+    let refused = playground.curve(&["scheduler", "pause", "compaction"]);
     let said = format!("{:#}", refused.err().context("an unknown scheduler was paused")?);
-    ensure!(said.contains("[possible values: repair, balance, leaders]"), "{said}");
+    ensure!(said.contains("[possible values: repair, balance, leaders, scrub]"), "{said}");
     playground.curve(&["scheduler", "resume"])?;
     playground.wait_healthy(Duration::from_secs(10))?;
     playground.stop()

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use curve_client::MdsClient;
 use curve_raft::GroupReport;
 use curve_types::{BLOCK_SIZE, DeviceId};
-use curve_wire::proto::{DeviceMap, HeartbeatRequest, ReplicaReport};
+use curve_wire::proto::{DeviceMap, HeartbeatRequest, ReplicaReport, ScrubReport};
 use tokio::time::MissedTickBehavior;
 
 use crate::ChunkserverOptions;
@@ -44,6 +44,7 @@ pub(crate) async fn beat(server: Arc<BlockServer>, options: ChunkserverOptions, 
                 }
                 orders.carry_out(response.host, response.drop).await;
                 orders.lead(response.changes, response.transfers, &reports);
+                server.scrub(response.scrubs);
             }
             Err(error) if silent => tracing::debug!(%error, "no answer to a heartbeat"),
             Err(error) => {
@@ -60,6 +61,7 @@ fn request(
     reports: &[GroupReport],
 ) -> HeartbeatRequest {
     let usage = server.store().usage();
+    let mut scrubs = server.scrub_reports();
     let usable = usage.data_blocks_total.saturating_sub(usage.data_blocks_reserve);
     HeartbeatRequest {
         device_id: id_bytes(server.device()),
@@ -68,12 +70,12 @@ fn request(
         zone: options.zone.clone(),
         capacity: usable * BLOCK_SIZE,
         used: usage.data_blocks_used * BLOCK_SIZE,
-        replicas: reports.iter().map(replica).collect(),
+        replicas: reports.iter().map(|report| replica(report, scrubs.remove(&report.id))).collect(),
         known_topology: server.addresses().version(),
     }
 }
 
-fn replica(report: &GroupReport) -> ReplicaReport {
+fn replica(report: &GroupReport, scrub: Option<ScrubReport>) -> ReplicaReport {
     let ids = |ids: &std::collections::BTreeSet<DeviceId>| match report.is_leader {
         true => ids.iter().copied().map(id_bytes).collect(),
         false => Vec::new(),
@@ -88,6 +90,7 @@ fn replica(report: &GroupReport) -> ReplicaReport {
         caught_up: ids(&report.caught_up),
         config_index: report.config_index.unwrap_or(0),
         leader_id: report.leader.map(id_bytes).unwrap_or_default(),
+        scrub,
     }
 }
 

@@ -7,6 +7,7 @@
 mod addresses;
 mod admission;
 mod device;
+mod digest;
 mod freezes;
 mod heartbeat;
 mod machine;

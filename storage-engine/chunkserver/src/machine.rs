@@ -16,6 +16,7 @@ use curve_wire::chunk::{ChunkError, ChunkRange, ChunkReply, Command, encode_repl
 
 use self::snapshot::{Receiver, Sender};
 pub(crate) use self::state::BlockState;
+use crate::digest::{DigestSlot, Taken};
 
 /// Read by the service, changed by the machine. Held for moments only, never across store calls.
 pub(crate) type SharedState = Arc<RwLock<BlockState>>;
@@ -23,12 +24,13 @@ pub(crate) type SharedState = Arc<RwLock<BlockState>>;
 /// One copyset's replica.
 pub(crate) struct BlockMachine {
     state: SharedState,
+    digest: DigestSlot,
 }
 
 impl BlockMachine {
     /// `blob` is what `state` returned at the last checkpoint.
-    pub fn open(state: SharedState, blob: Option<Bytes>) -> io::Result<Self> {
-        let machine = Self { state };
+    pub fn open(state: SharedState, digest: DigestSlot, blob: Option<Bytes>) -> io::Result<Self> {
+        let machine = Self { state, digest };
         if let Some(blob) = blob.filter(|blob| !blob.is_empty()) {
             machine.replace(&blob)?;
         }
@@ -81,6 +83,7 @@ impl BlockMachine {
             Command::Restore { volume, snapshot, epoch } => {
                 self.change_state(|state| state.restore(*volume, *snapshot, *epoch))
             }
+            Command::Digest { .. } => Ok(true),
         };
         match decided {
             Ok(true) => {}
@@ -102,6 +105,10 @@ impl BlockMachine {
             }
             Command::Restore { volume, snapshot, .. } => {
                 chunks.copy_volume(snapshot, volume, CopyKind::Clone);
+            }
+            Command::Digest { scrub } => {
+                let (tables, state) = (chunks.hold_tables(), self.state());
+                self.digest.put(Taken { scrub, index: position.index, tables, state });
             }
         }
         Ok(Ok(Bytes::new()))

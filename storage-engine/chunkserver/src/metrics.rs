@@ -130,7 +130,7 @@ impl Metrics {
         registry.register("block_repairs", help, self.repairs.clone());
         let help = "Bytes of stored blocks that the scrub has read";
         registry.register_with_unit("scrubbed", help, Unit::Bytes, self.scrubbed.clone());
-        let help = "Times that the scrub has read the blocks of all replicas here";
+        let help = "Replicas here of which the scrub has read all blocks";
         registry.register("scrub_walks", help, self.scrub_walks.clone());
         let help = "Blocks of which replicas hold copies that are valid and differ";
         registry.register("differing_blocks", help, self.differing.clone());

@@ -1,15 +1,22 @@
-//! Reads the blocks of all chunks, over and over, so that damage is found and repaired while other
-//! replicas still have the bytes.
+//! Reads the blocks of all chunks when the MDS says so, so that damage is found and repaired while
+//! other replicas still have the bytes; then lets all replicas make a digest, to see that they are
+//! alike.
 
-use std::sync::Arc;
+mod book;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use curve_raft::{GroupHandle, RaftHost};
 use curve_store::{Store, StoreError};
-use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId};
-use curve_wire::chunk::PeerRead;
+use curve_types::{BLOCK_SIZE, CopysetId};
+use curve_wire::chunk::{Command, PeerRead};
+use curve_wire::proto::{ScrubOrder, ScrubReport};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::book::{Book, Found, Step, Visit};
 use crate::metrics::Metrics;
 use crate::repair::{Finder, Outcome, Repairer, blocking};
 use crate::service::{Replica, Replicas};
@@ -17,59 +24,125 @@ use crate::service::{Replica, Replicas};
 /// Blocks of one read, 256 KiB: a client's read waits no longer for the disk than for these, and
 /// a disk reads them not much slower than it would read more.
 const WINDOW: u16 = 64;
-/// Longest pause between two reads and between two walks, so that a device that was nearly empty
-/// is looked at again before long.
+/// Longest pause between two reads, so that a device that was nearly empty is read before long.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
 /// After a read, repairs included, the disk is left alone this many times as long as it took: at
-/// most a quarter of a slow or busy disk's time is the scrub's, and a walk then takes longer.
+/// most a quarter of a slow or busy disk's time is the scrub's.
 const REST: u32 = 3;
 
-/// Scrubs one device.
+/// After a step that failed, or that asks again what no peer answered.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks for digests to be made.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+/// All replicas have so long to make and report a digest before the leader asks for another.
+const DIGEST_AGAIN: Duration = Duration::from_secs(10);
+/// What is not committed by then is tried again.
+const PROPOSE_WAIT: Duration = Duration::from_secs(3);
+
+/// Orders and how far they are, shared by heartbeats and the scrubber.
+#[derive(Clone, Default)]
+pub(crate) struct Scrubs(Arc<(Mutex<Book>, Notify)>);
+
+impl Scrubs {
+    fn with<T>(&self, work: impl FnOnce(&mut Book) -> T) -> T {
+        work(&mut self.0.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over all orders that there are.
+    pub fn order(&self, orders: Vec<ScrubOrder>) {
+        self.with(|book| book.on_orders(orders));
+        self.0.1.notify_one();
+    }
+
+    /// By copyset; without digests.
+    pub fn reports(&self) -> BTreeMap<CopysetId, ScrubReport> {
+        self.with(|book| book.reports())
+    }
+
+    async fn changed(&self) {
+        self.0.1.notified().await;
+    }
+}
+
+/// Scrubs one device, a copyset at a time, as the MDS orders.
 pub(crate) struct Scrubber {
     pub host: RaftHost,
     pub replicas: Replicas,
     pub store: Store,
     pub repairer: Arc<Repairer>,
     pub metrics: Metrics,
-    /// In which one walk over all blocks should be made.
-    pub period: Duration,
+    pub scrubs: Scrubs,
 }
 
 impl Scrubber {
     /// Scrubs until dropped.
     pub async fn run(&self) {
+        tokio::join!(self.walk(), self.make_digests());
+    }
+
+    async fn walk(&self) {
         loop {
-            let mut complete = true;
-            for copyset in from_anywhere(self.replicas.ids()) {
-                if let Err(error) = self.scrub_copyset(copyset).await {
+            let Some(step) = self.scrubs.with(|book| book.next()) else {
+                self.scrubs.changed().await;
+                continue;
+            };
+            match self.take(step).await {
+                Ok(true) => {
+                    self.metrics.scrub_walked();
+                    let Step { copyset, number, .. } = step;
+                    tracing::info!(%copyset, number, "all blocks of the replica are read");
+                }
+                Ok(false) => {}
+                Err(error) => {
                     // It was dropped, or the device has failed, which ends the process.
-                    tracing::info!(%copyset, %error, "not scrubbed to its end");
-                    complete = false;
+                    tracing::info!(copyset = %step.copyset, %error, "not scrubbed to its end");
+                    self.scrubs.with(|book| book.on_failed(step));
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
-            if complete {
-                self.metrics.scrub_walked();
-            }
-            tokio::time::sleep(self.period.min(PAUSE_MAX)).await;
         }
     }
 
-    async fn scrub_copyset(&self, id: CopysetId) -> Result<(), StoreError> {
+    /// Whether it was the last one of its copyset.
+    async fn take(&self, step: Step) -> Result<bool, StoreError> {
+        let id = step.copyset;
         let (Some(handle), Some(replica)) = (self.host.group(id), self.replicas.get(id)) else {
-            return Ok(());
+            return Err(StoreError::NoGroup(id));
         };
-        let mut rest = Duration::ZERO;
-        for key in from_anywhere(replica.group.chunk_keys()?) {
-            let blocks = replica.group.table_blocks(key);
-            for window in blocks.chunk_by(|a, b| a / WINDOW == b / WINDOW) {
-                let stored = self.store.usage().data_blocks_used;
-                tokio::time::sleep(pause(self.period, window.len(), stored).max(rest)).await;
-                let began = Instant::now();
-                self.scrub_window(&handle, &replica, key, window).await?;
-                rest = began.elapsed() * REST;
+        let Some(visit) = step.visit else {
+            let keys = from_anywhere(replica.group.chunk_keys()?);
+            return Ok(self.scrubs.with(|book| book.on_listed(step, keys)));
+        };
+        let mut all = Found::default();
+        let mut rest = if visit.tries > 0 { RETRY_PAUSE } else { Duration::ZERO };
+        let blocks = replica.group.table_blocks(visit.key);
+        for window in blocks.chunk_by(|a, b| a / WINDOW == b / WINDOW) {
+            let stored = self.store.usage().data_blocks_used;
+            if !self.pause(step, pause(step.period, window.len(), stored).max(rest)).await {
+                return Ok(false);
             }
+            let began = Instant::now();
+            let found = self.scrub_window(&handle, &replica, step, visit, window).await?;
+            all.unrepaired += found.unrepaired;
+            if found.unrepaired > 0 && !visit.is_last() {
+                // Clients whose reads want a repair are not to queue for what no peer answers.
+                break;
+            }
+            rest = began.elapsed() * REST;
         }
-        Ok(())
+        Ok(self.scrubs.with(|book| book.on_visited(step, all)))
+    }
+
+    /// False if the step is not what is to be done any more.
+    async fn pause(&self, step: Step, pause: Duration) -> bool {
+        let deadline = Instant::now() + pause;
+        loop {
+            let wanted = self.scrubs.with(|book| book.next()) == Some(step);
+            if !wanted || Instant::now() >= deadline {
+                return wanted;
+            }
+            let _ = tokio::time::timeout_at(deadline, self.scrubs.changed()).await;
+        }
     }
 
     /// Reads these blocks of a chunk, and repairs those that cannot be read.
@@ -77,11 +150,13 @@ impl Scrubber {
         &self,
         handle: &GroupHandle,
         replica: &Replica,
-        key: ChunkKey,
+        step: Step,
+        visit: Visit,
         window: &[u16],
-    ) -> Result<(), StoreError> {
-        let (Some(first), Some(last)) = (window.first(), window.last()) else { return Ok(()) };
-        let (mut from, end) = (u32::from(*first), u32::from(*last) + 1);
+    ) -> Result<Found, StoreError> {
+        let mut found = Found::default();
+        let (Some(first), Some(last)) = (window.first(), window.last()) else { return Ok(found) };
+        let (key, mut from, end) = (visit.key, u32::from(*first), u32::from(*last) + 1);
         while from < end {
             let (offset, len) = (from * BLOCK_SIZE as u32, (end - from) * BLOCK_SIZE as u32);
             let read = blocking(&replica.group, move |group| group.read(key, offset, len)).await;
@@ -90,18 +165,58 @@ impl Scrubber {
                 break;
             };
             let Some((key, block)) = error.unreadable_block() else { return Err(error) };
-            // Those before it were whole. What is not repaired is found again by the next walk.
+            // Those before it were whole.
             from = block + 1;
             let damaged = PeerRead { key, block };
             match self.repairer.repair(handle, &replica.group, damaged, Finder::Scrub).await? {
-                Outcome::Repaired | Outcome::Superseded | Outcome::Lost => {}
-                // No peer answers now. Clients whose reads want a repair are not to queue for that.
-                Outcome::Unfinished => break,
+                Outcome::Repaired => found.repaired += 1,
+                Outcome::Superseded => {}
+                Outcome::Lost => found.lost += 1,
+                Outcome::Unfinished => {
+                    found.unrepaired += 1;
+                    if !visit.is_last() {
+                        break;
+                    }
+                }
             }
         }
         let read = window.iter().take_while(|index| u32::from(**index) < from).count();
-        self.metrics.scrubbed(read as u64 * BLOCK_SIZE);
-        Ok(())
+        let bytes = read as u64 * BLOCK_SIZE;
+        self.metrics.scrubbed(bytes);
+        self.scrubs.with(|book| book.on_read(step, bytes, found));
+        Ok(found)
+    }
+
+    /// Makes the digests that are due here, and asks for those that are wanted of all replicas.
+    async fn make_digests(&self) {
+        loop {
+            tokio::time::sleep(LOOK_PAUSE).await;
+            for id in self.replicas.ids() {
+                let Some(Replica { digest, .. }) = self.replicas.get(id) else { continue };
+                if digest.is_due() {
+                    let _ = tokio::task::spawn_blocking(move || digest.make()).await;
+                }
+            }
+            for (copyset, scrub) in self.scrubs.with(|book| book.digests_wanted()) {
+                self.propose_digest(copyset, scrub).await;
+            }
+        }
+    }
+
+    async fn propose_digest(&self, copyset: CopysetId, scrub: u64) {
+        let (Some(handle), Some(replica)) = (self.host.group(copyset), self.replicas.get(copyset))
+        else {
+            return;
+        };
+        if !handle.is_leader() || replica.digest.age(scrub).is_some_and(|age| age < DIGEST_AGAIN) {
+            return;
+        }
+        let (header, payload) = Command::Digest { scrub }.encode();
+        match tokio::time::timeout(PROPOSE_WAIT, handle.propose(header, payload)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::info!(%copyset, %error, "no digest now"),
+            Err(_) => tracing::info!(%copyset, "no digest now: it was not committed in time"),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Puts a chunkserver together and takes it down: device, Raft host, data plane, heartbeats.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use curve_store::{RecoveredGroup, Store, StoreError};
 use curve_types::{CopysetId, DeviceId};
 use curve_wire::auth::Key;
 use curve_wire::pki::{Identity, PkiError};
+use curve_wire::proto::{ScrubOrder, ScrubReport};
 use curve_wire::rpc;
 use curve_wire::telemetry::{Registry, serve_metrics};
 use curve_wire::tls::TlsError;
@@ -19,22 +21,19 @@ use tokio::sync::oneshot;
 
 use crate::admission::Admission;
 use crate::device::{self, OpenDevice};
+use crate::digest::DigestSlot;
 use crate::freezes::expire;
 use crate::heartbeat::beat;
 use crate::machine::{BlockMachine, BlockState};
 use crate::metrics::Metrics;
 use crate::reads::ReadReaper;
 use crate::repair::Repairer;
-use crate::scrub::Scrubber;
+use crate::scrub::{Scrubber, Scrubs};
 use crate::service::{BlockService, Replica, Replicas};
 use crate::{AddressBook, ChunkserverOptions, DeviceError};
 
 /// What leaders get to hand over before the process ends anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The blocks of a device are read once in so long: short against the time in which other copies
-/// of a block go bad, and so long that it is little load (1.7 MiB/s for a TiB).
-const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a chunkserver did not start, or stopped.
 #[derive(Debug, Error)]
@@ -68,7 +67,7 @@ pub struct BlockServer {
     replicas: Replicas,
     addresses: Arc<AddressBook>,
     metrics: Metrics,
-    scrub_period: Duration,
+    scrubs: Scrubs,
     _reaper: Option<ReadReaper>,
 }
 
@@ -79,15 +78,12 @@ pub struct BlockServerOptions {
     pub store: Store,
     pub recovered: Vec<RecoveredGroup>,
     pub timing: Timing,
-    /// In which every stored block is read once to find damage.
-    pub scrub_period: Duration,
 }
 
 impl BlockServer {
     /// Starts every copyset found on the device.
     pub async fn start(options: BlockServerOptions) -> Result<Self, HostError> {
-        let BlockServerOptions { device, peer_key, store, recovered, timing, scrub_period } =
-            options;
+        let BlockServerOptions { device, peer_key, store, recovered, timing } = options;
         let reaper = ReadReaper::start(&store);
         let replicas = Replicas::default();
         let addresses = Arc::new(AddressBook::default());
@@ -111,7 +107,7 @@ impl BlockServer {
             replicas,
             addresses,
             metrics,
-            scrub_period,
+            scrubs: Scrubs::default(),
             _reaper: reaper,
         })
     }
@@ -149,6 +145,21 @@ impl BlockServer {
         Ok(())
     }
 
+    /// Takes over the MDS's orders to scrub: those that are not among them are over.
+    pub fn scrub(&self, orders: Vec<ScrubOrder>) {
+        self.scrubs.order(orders);
+    }
+
+    /// How far each ordered scrub is.
+    pub fn scrub_reports(&self) -> BTreeMap<CopysetId, ScrubReport> {
+        let mut reports = self.scrubs.reports();
+        for (copyset, report) in &mut reports {
+            let replica = self.replicas.get(*copyset);
+            report.digest = replica.and_then(|replica| replica.digest.of(report.number));
+        }
+        reports
+    }
+
     /// Serves a data-plane socket, scrubs the device, and ends forgotten freezes, until dropped.
     pub async fn serve(&self, listener: TcpListener) {
         let admission = Admission::new(self.store.clone());
@@ -159,7 +170,7 @@ impl BlockServer {
             store: self.store.clone(),
             repairer: repairer.clone(),
             metrics: self.metrics.clone(),
-            period: self.scrub_period,
+            scrubs: self.scrubs.clone(),
         };
         let service = BlockService::new(
             self.host.clone(),
@@ -199,8 +210,9 @@ impl BlockServer {
 fn factory(replicas: Replicas) -> Factory {
     Arc::new(move |copyset, group, blob| {
         let state = Arc::new(RwLock::new(BlockState::default()));
-        let machine = BlockMachine::open(state.clone(), blob)?;
-        replicas.insert(copyset, Replica { group: group.clone(), state });
+        let digest = DigestSlot::default();
+        let machine = BlockMachine::open(state.clone(), digest.clone(), blob)?;
+        replicas.insert(copyset, Replica { group: group.clone(), state, digest });
         Ok(Box::new(machine) as Box<dyn StateMachine>)
     })
 }
@@ -245,15 +257,8 @@ pub async fn serve(
     };
     let OpenDevice { device, peer_key, store, recovered } = opened;
     let timing = Timing::default();
-    let started = BlockServer::start(BlockServerOptions {
-        device,
-        peer_key,
-        store,
-        recovered,
-        timing,
-        scrub_period: SCRUB_PERIOD,
-    });
-    let server = Arc::new(started.await?);
+    let options_of_server = BlockServerOptions { device, peer_key, store, recovered, timing };
+    let server = Arc::new(BlockServer::start(options_of_server).await?);
     tracing::info!(name = options.name, %device, address = options.advertise, "started");
 
     let mut registry = Registry::default();

@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use crate::admission::Admission;
+use crate::digest::DigestSlot;
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
 use crate::repair::{Finder, Outcome, Repairer, blocking, peer_block, stopping};
@@ -29,7 +30,7 @@ use crate::repair::{Finder, Outcome, Repairer, blocking, peer_block, stopping};
 /// take a thread each.
 const READS_MAX: usize = 64;
 
-/// What reads need of a replica, by copyset.
+/// What reads and the scrub need of a replica, by copyset.
 #[derive(Clone, Default)]
 pub(crate) struct Replicas(Arc<RwLock<HashMap<CopysetId, Replica>>>);
 
@@ -37,6 +38,7 @@ pub(crate) struct Replicas(Arc<RwLock<HashMap<CopysetId, Replica>>>);
 pub(crate) struct Replica {
     pub group: Group,
     pub state: SharedState,
+    pub digest: DigestSlot,
 }
 
 impl Replicas {
@@ -159,9 +161,9 @@ impl Inner {
         let (group, replica) = self.group(copyset)?;
         // What the log would refuse anyway need not be logged: fences only ever rise. Not so a
         // freeze, which a leader that was cut off would never see end.
-        if let Some(writer) = authorize::writer(&command) {
+        if let Some((volume, writer)) = authorize::writer(&command) {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.check_read(command.volume(), writer.session, writer.epoch)?;
+            state.check_read(volume, writer.session, writer.epoch)?;
         }
         let _promise = match &command {
             Command::Write { range, .. } if group.is_leader() => {

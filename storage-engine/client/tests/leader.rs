@@ -55,6 +55,24 @@ impl MdsAdmin for Script {
         Err(Status::unimplemented("not part of the script"))
     }
 
+    async fn start_scrub(
+        &self,
+        _: Request<StartScrubRequest>,
+    ) -> Result<Response<StartScrubResponse>, Status> {
+        Err(Status::unimplemented("not part of the script"))
+    }
+
+    async fn get_scrubs(&self, _: Request<GetScrubsRequest>) -> Result<Response<Scrubs>, Status> {
+        Err(Status::unimplemented("not part of the script"))
+    }
+
+    async fn set_scrub_schedule(
+        &self,
+        _: Request<SetScrubScheduleRequest>,
+    ) -> Result<Response<SetScrubScheduleResponse>, Status> {
+        Err(Status::unimplemented("not part of the script"))
+    }
+
     async fn delete_pool(
         &self,
         _: Request<DeletePoolRequest>,

@@ -11,6 +11,7 @@ mod output;
 mod playground;
 mod pool;
 mod scheduler;
+mod scrub;
 mod status;
 mod volume;
 
@@ -66,6 +67,8 @@ enum Command {
     Pool(pool::Args),
     /// Pause and resume what the cluster does by itself with data that is there.
     Scheduler(scheduler::Args),
+    /// Read all blocks, repair what is damaged, and compare the replicas.
+    Scrub(scrub::Args),
     /// Say how the cluster is.
     Status(status::Args),
     /// Print the completion script of a shell.
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
         Command::Volume(args) => volume::run(args),
         Command::Pool(args) => pool::run(args),
         Command::Scheduler(args) => scheduler::run(args),
+        Command::Scrub(args) => scrub::run(args),
         Command::Status(args) => status::run(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "curve", &mut std::io::stdout());

@@ -71,6 +71,12 @@ pub fn id_text(bytes: &[u8]) -> String {
     }
 }
 
+/// `2026-01-31T12:34:56Z`
+pub fn time_text(unix_ms: u64) -> String {
+    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| String::new(), |time| time.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +85,12 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".into(), "10 GiB".into()], vec!["longer".into(), String::new()]];
         assert_eq!(table(&["NAME", "SIZE"], &rows), "NAME    SIZE\na       10 GiB\nlonger\n");
+    }
+
+    #[test]
+    fn times_read_as_dates() {
+        assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time_text(1_769_862_896_789), "2026-01-31T12:34:56Z");
+        assert_eq!(time_text(u64::MAX), "");
     }
 }

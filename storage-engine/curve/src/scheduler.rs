@@ -24,7 +24,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Let schedulers begin nothing more; what they have begun is finished.
+    /// Let schedulers begin nothing more; what they have begun is finished, but for a scrub.
     #[command(after_help = "Example:
   curve scheduler pause repair balance
   curve scheduler pause                # all")]
@@ -49,6 +49,8 @@ enum Scheduler {
     Balance,
     /// Spreads leadership, and hands it back after a restart
     Leaders,
+    /// Reads all blocks now and then and compares replicas; one that is under way stands still too
+    Scrub,
 }
 
 impl Scheduler {
@@ -114,6 +116,6 @@ mod tests {
         let text = list(&status);
         assert!(text.contains("balance  paused"), "{text}");
         assert!(text.contains("repair   running  Re-creates"), "{text}");
-        assert_eq!(text.lines().count(), 4);
+        assert_eq!(text.lines().count(), 5);
     }
 }

@@ -212,7 +212,8 @@ fn spawn_commits(
     effort: Effort,
 ) -> Result<(), CommitError> {
     let copysets = {
-        let (volume, state) = (command.volume(), node.state.read());
+        let Some(volume) = command.volume() else { return Ok(()) };
+        let state = node.state.read();
         let found = state.volumes.get(&volume).ok_or(CommitError::Gone(volume))?;
         state.copysets_of_volume(volume, found.pool)
     };

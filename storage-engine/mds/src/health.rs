@@ -8,6 +8,7 @@ use curve_wire::proto;
 
 use crate::log::WireId;
 use crate::plan::has_spare;
+use crate::scrubs::finding_messages;
 use crate::state::{Copyset, Device, State};
 use crate::view::{Condition, DOWN_AFTER, Scene};
 
@@ -31,6 +32,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(counts.messages(scene));
     messages.extend(pool_messages(scene));
     messages.extend(full_messages(scene));
+    messages.extend(finding_messages(state));
     messages.extend(paused_message(state));
     let attached = state
         .volumes

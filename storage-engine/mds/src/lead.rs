@@ -134,7 +134,30 @@ fn announce(command: &Kind) {
         Kind::AbandonSnapshots(log::VolumeIds { ids }) => {
             tracing::warn!(snapshots = ids.len(), "giving up snapshots that were left unfinished");
         }
+        Kind::BeginScrub(copyset) => tracing::info!(copyset, "scrubbing a copyset"),
+        Kind::EndScrub(end) => announce_scrub(end),
         _ => {}
+    }
+}
+
+/// Replicas that differ are the one finding that nobody repairs.
+fn announce_scrub(end: &log::EndScrub) {
+    let log::EndScrub { copyset, number, index, replicas } = end;
+    let total = |of: fn(&log::ReplicaFindings) -> u64| replicas.iter().map(of).sum::<u64>();
+    let (repaired, lost) = (total(|found| found.repaired), total(|found| found.lost));
+    let unrepaired = total(|found| found.unrepaired);
+    tracing::info!(copyset, number, repaired, lost, unrepaired, "a copyset is scrubbed");
+    let known = || replicas.iter().filter_map(|found| found.digest);
+    if known().any(|digest| Some(digest) != known().next()) {
+        let digest = |found: &log::ReplicaFindings| {
+            let device = DeviceId::from_wire(&found.device).unwrap_or_default();
+            found
+                .digest
+                .map_or(format!("{device}: none"), |value| format!("{device}: {value:016x}"))
+        };
+        let digests: Vec<String> = replicas.iter().map(digest).collect();
+        let digests = digests.join(", ");
+        tracing::error!(copyset, index, digests, "replicas hold valid copies that differ");
     }
 }
 

@@ -18,6 +18,7 @@ mod options;
 mod peers;
 mod plan;
 mod run;
+mod scrubs;
 mod service;
 mod snapshots;
 mod state;

@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::state::{Comparison, EndedScrub};
 use crate::view::{Condition, Scene};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -18,6 +19,11 @@ struct StateLabel {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct PoolLabel {
     pool: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
 }
 
 type Bytes = Gauge<u64, AtomicU64>;
@@ -31,6 +37,9 @@ pub struct Metrics {
     volumes: Family<StateLabel, Gauge>,
     pool_capacity: Family<PoolLabel, Bytes>,
     pool_provisioned: Family<PoolLabel, Bytes>,
+    scrubs: Family<StateLabel, Gauge>,
+    scrub_findings: Family<KindLabel, Gauge>,
+    oldest_scrub: Gauge,
 }
 
 impl Metrics {
@@ -47,6 +56,13 @@ impl Metrics {
         let provisioned = self.pool_provisioned.clone();
         let help = "Sum of the sizes of a pool's volumes";
         registry.register_with_unit("pool_provisioned", help, Unit::Bytes, provisioned);
+        registry.register("scrubs", "Copysets to be scrubbed, by state", self.scrubs.clone());
+        let help = "What the last scrub of each copyset found: damaged blocks by what became of \
+                    them, and copysets whose replicas differ";
+        registry.register("scrub_findings", help, self.scrub_findings.clone());
+        let help = "Time since the scrub began that is longest ago of all copysets' last ones";
+        let oldest = self.oldest_scrub.clone();
+        registry.register_with_unit("oldest_scrub_age", help, Unit::Seconds, oldest);
     }
 
     pub fn on_follower(&self) {
@@ -57,6 +73,9 @@ impl Metrics {
         self.volumes.clear();
         self.pool_capacity.clear();
         self.pool_provisioned.clear();
+        self.scrubs.clear();
+        self.scrub_findings.clear();
+        self.oldest_scrub.set(0);
     }
 
     pub fn on_leader(&self, term: u64, scene: Scene<'_>) {
@@ -90,6 +109,25 @@ impl Metrics {
             self.pool_capacity.get_or_create(&label).set(state.logical_capacity(*id));
             self.pool_provisioned.get_or_create(&label).set(state.provisioned(*id));
         }
+        self.observe_scrubs(scene);
+    }
+
+    fn observe_scrubs(&self, scene: Scene<'_>) {
+        let scrubs = || scene.state.scrubs.copysets.values();
+        set(&self.scrubs, "requested", scrubs().filter(|scrub| scrub.requested).count());
+        set(&self.scrubs, "running", scrubs().filter(|scrub| scrub.running.is_some()).count());
+        let last = || scrubs().filter_map(|scrub| scrub.last.as_ref());
+        let differ = |last: &&EndedScrub| last.comparison() == Comparison::Differ;
+        let found = |kind: &'static str, count: u64| {
+            let gauge = self.scrub_findings.get_or_create(&KindLabel { kind });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        found("repaired", last().map(|last| last.total(|found| found.repaired)).sum());
+        found("lost", last().map(|last| last.total(|found| found.lost)).sum());
+        found("unrepaired", last().map(|last| last.total(|found| found.unrepaired)).sum());
+        found("differing", last().filter(differ).count() as u64);
+        let ages = last().map(|last| scene.now_unix_ms.saturating_sub(last.began_unix_ms) / 1000);
+        self.oldest_scrub.set(i64::try_from(ages.max().unwrap_or(0)).unwrap_or(i64::MAX));
     }
 }
 

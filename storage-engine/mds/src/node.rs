@@ -100,8 +100,8 @@ impl Node {
     /// Runs a pure function over everything that is known now.
     pub fn look<T>(&self, look: impl FnOnce(Scene<'_>) -> T) -> T {
         let (state, view) = (self.state.read(), self.view());
-        let (now, out_after) = (self.now(), self.out_after);
-        look(Scene { state: &state, view: &view, now, out_after })
+        let (now, out_after, now_unix_ms) = (self.now(), self.out_after, unix_ms());
+        look(Scene { state: &state, view: &view, now, now_unix_ms, out_after })
     }
 
     /// From now on this process answers as the leader of `term`, with an empty view.
@@ -148,10 +148,7 @@ impl Node {
     }
 
     async fn propose(&self, request_id: Bytes, kind: Kind) -> Result<answer::Kind, Status> {
-        let now_unix_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        let command = Command { request_id, now_unix_ms, kind: Some(kind) };
+        let command = Command { request_id, now_unix_ms: unix_ms(), kind: Some(kind) };
         let raw =
             self.group.propose(command.encode_to_vec().into()).await.map_err(
                 |error| match error {
@@ -173,6 +170,11 @@ impl Node {
             None => Err(Status::internal("the state machine gave no answer")),
         }
     }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 pub fn validate_request_id(request_id: &Bytes) -> Result<(), Status> {

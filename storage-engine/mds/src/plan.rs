@@ -6,6 +6,7 @@ mod leaders;
 mod orders;
 mod placement;
 mod repair;
+mod scrub;
 
 use curve_types::VolumeId;
 
@@ -15,6 +16,7 @@ use crate::view::Scene;
 
 pub use orders::{device_map, heartbeat_response};
 pub use repair::has_spare;
+pub use scrub::{is_due, is_open, report as scrub_report};
 
 /// What the leader should do now.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -50,6 +52,7 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     if even && !paused(Scheduler::Leaders) {
         commands.extend(leaders::plan_first_voters(scene));
     }
+    commands.extend(scrub::plan_scrubs(scene));
     commands.extend(plan_forgotten_devices(scene));
     commands.extend(plan_abandoned_snapshots(scene));
     let wanted = |wanted: fn(&Volume) -> bool| {

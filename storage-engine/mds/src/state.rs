@@ -7,7 +7,9 @@ mod codec;
 mod devices;
 mod limits;
 mod pools;
+mod schedule;
 mod schedulers;
+mod scrubs;
 mod snapshots;
 mod volumes;
 
@@ -20,7 +22,9 @@ use curve_types::{
 
 pub use answered::Answered;
 pub use apply::{DEFAULT_POOL, validate_name};
+pub use schedule::Schedule;
 pub use schedulers::Scheduler;
+pub use scrubs::{Comparison, EndedScrub, Findings, RunningScrub, Scrub, Scrubs};
 
 /// Longest name of anything, in bytes.
 pub const NAME_LEN_MAX: usize = 128;
@@ -194,6 +198,7 @@ pub struct State {
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// They begin nothing more.
     pub paused: BTreeSet<Scheduler>,
+    pub scrubs: Scrubs,
     next_pool: u32,
     next_copyset: u32,
     next_session: u64,
@@ -213,6 +218,7 @@ impl Default for State {
             copysets: BTreeMap::new(),
             volumes: BTreeMap::new(),
             paused: BTreeSet::new(),
+            scrubs: Scrubs::default(),
             next_pool: 1,
             // 0 is the MDS's own group.
             next_copyset: 1,

@@ -229,6 +229,10 @@ pub struct FakeChunkserver {
     pub address: String,
     client: proto::mds_device_client::MdsDeviceClient<Channel>,
     hosted: BTreeMap<u32, Vec<Bytes>>,
+    /// What it says of the scrubs that it is told to do, which it has done at once.
+    scrubs: BTreeMap<u32, proto::ScrubReport>,
+    /// What it says that its tables are.
+    pub digest: u64,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -259,8 +263,8 @@ impl FakeChunkserver {
         let service = Arc::new(Memory(told.clone()));
         let server =
             tokio::spawn(rpc::serve(listener, device, mds.chunkserver_key.clone(), service));
-        let (name, hosted) = (name.to_owned(), BTreeMap::new());
-        Self { name, device, told, address, client, hosted, server }
+        let (name, hosted, scrubs) = (name.to_owned(), BTreeMap::new(), BTreeMap::new());
+        Self { name, device, told, address, client, hosted, scrubs, digest: 7, server }
     }
 
     pub async fn heartbeat(&mut self) -> proto::HeartbeatResponse {
@@ -274,6 +278,7 @@ impl FakeChunkserver {
                 term,
                 voters,
                 config_index,
+                scrub: self.scrubs.get(&copyset).copied(),
                 ..Default::default()
             }
         });
@@ -289,7 +294,29 @@ impl FakeChunkserver {
         for host in &response.host {
             self.hosted.entry(host.copyset).or_insert_with(|| host.initialize.clone());
         }
+        self.scrub(&response.scrubs);
         response
+    }
+}
+
+impl FakeChunkserver {
+    fn scrub(&mut self, orders: &[proto::ScrubOrder]) {
+        let ordered = |copyset: u32| orders.iter().any(|order| order.copyset == copyset);
+        self.scrubs.retain(|copyset, _| ordered(*copyset));
+        for order in orders.iter().filter(|order| order.walk) {
+            let digest = proto::TableDigest { index: order.number, value: Some(self.digest) };
+            let report = proto::ScrubReport {
+                number: order.number,
+                chunks_read: 1,
+                chunks: 1,
+                bytes_read: 4096,
+                ended: true,
+                repaired: 1,
+                digest: Some(digest),
+                ..Default::default()
+            };
+            self.scrubs.insert(order.copyset, report);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use curve_types::{CopysetId, DeviceId, SessionId, VolumeId};
+use curve_wire::proto::ScrubReport;
 
 use crate::state::{Copyset, Device, Joining, Pool, State};
 
@@ -31,6 +32,8 @@ pub struct Report {
     pub config_index: u64,
     /// Whom the replica believes to lead.
     pub leader_id: Option<DeviceId>,
+    /// Of the last order to scrub that it knows.
+    pub scrub: Option<ScrubReport>,
 }
 
 /// A device, as it last reported.
@@ -136,6 +139,8 @@ pub struct Scene<'a> {
     pub state: &'a State,
     pub view: &'a View,
     pub now: Moment,
+    /// The same by the calendar.
+    pub now_unix_ms: u64,
     /// Silence after which a device's replicas are re-created elsewhere.
     pub out_after: Duration,
 }

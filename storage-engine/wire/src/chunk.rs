@@ -16,7 +16,8 @@
 //! | 48 | 8 | seq |
 //! | 56 | 8 | floor |
 //!
-//! Payload of what is about a snapshot: the id of the snapshot (16).
+//! Payload of what is about a snapshot: the id of the snapshot (16). A digest has the number of the
+//! scrub as its seq.
 
 use bytes::{Bytes, BytesMut};
 use curve_types::{
@@ -48,6 +49,7 @@ const OP_SNAPSHOT: u8 = 9;
 const OP_THAW: u8 = 10;
 const OP_RESTORE: u8 = 11;
 const OP_CHANGES: u8 = 12;
+const OP_DIGEST: u8 = 13;
 
 /// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
 /// unresolved, so that no delayed duplicate below it may take effect any more.
@@ -118,6 +120,11 @@ pub enum Command {
         snapshot: VolumeId,
         epoch: Epoch,
     },
+    /// Make a digest of the whole copyset as it is here, for this scrub. Changes nothing: replicas
+    /// say what theirs is, and whoever hears that compares.
+    Digest {
+        scrub: u64,
+    },
 }
 
 /// A read by a session.
@@ -133,7 +140,7 @@ pub struct Read {
 pub enum ChunkMessageError {
     #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
     Short(usize),
-    #[error("chunk operation is {0}, expected 1 to 12")]
+    #[error("chunk operation is {0}, expected 1 to 13")]
     Operation(u8),
     #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
     Range { offset: u32, len: u32 },
@@ -235,6 +242,10 @@ impl Command {
                 let writer = Writer { epoch: *epoch, ..Writer::default() };
                 (Self::volume_header(OP_RESTORE, *volume, writer), id_bytes(*snapshot))
             }
+            Self::Digest { scrub } => {
+                let writer = Writer { seq: *scrub, ..Writer::default() };
+                (Self::volume_header(OP_DIGEST, VolumeId::default(), writer), Bytes::new())
+            }
         };
         (Bytes::copy_from_slice(&header.encode()), data)
     }
@@ -284,22 +295,24 @@ impl Command {
                     _ => Self::Restore { volume, snapshot, epoch },
                 })
             }
+            OP_DIGEST => Ok(Self::Digest { scrub: header.writer.seq }),
             other => Err(ChunkMessageError::Operation(other)),
         }
     }
 
-    /// The volume that the command is about.
-    pub fn volume(&self) -> VolumeId {
+    /// The volume that the command is about, if it is about one.
+    pub fn volume(&self) -> Option<VolumeId> {
         match self {
             Self::Write { range, .. }
             | Self::WriteZeroes { range, .. }
-            | Self::Discard { range, .. } => range.key.volume,
+            | Self::Discard { range, .. } => Some(range.key.volume),
             Self::Fence { volume, .. }
             | Self::Revoke { volume, .. }
             | Self::DeleteVolume { volume }
             | Self::Snapshot { volume, .. }
             | Self::Thaw { volume, .. }
-            | Self::Restore { volume, .. } => *volume,
+            | Self::Restore { volume, .. } => Some(*volume),
+            Self::Digest { .. } => None,
         }
     }
 }
@@ -551,6 +564,7 @@ mod tests {
             Command::Snapshot { volume, snapshot: VolumeId::random() },
             Command::Thaw { volume, snapshot: VolumeId::random() },
             Command::Restore { volume, snapshot: VolumeId::random(), epoch: Epoch(3) },
+            Command::Digest { scrub: 1 << 40 },
         ];
         for command in commands {
             assert_eq!(received(&command), Ok(command));

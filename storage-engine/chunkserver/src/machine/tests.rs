@@ -50,7 +50,8 @@ impl Rig {
         let disk = Arc::new(disk);
         let (store, _) = Store::open(disk.clone(), StoreOptions::default()).expect("open");
         let group = store.create_group(CopysetId(1), Box::new(|_| {})).expect("create");
-        let machine = BlockMachine::open(SharedState::default(), None).expect("empty");
+        let machine =
+            BlockMachine::open(SharedState::default(), DigestSlot::default(), None).expect("empty");
         Self { disk, store, group, machine, index: 0 }
     }
 
@@ -63,7 +64,9 @@ impl Rig {
         let state = machine.state();
         drop((group, store));
         let (store, found) = Store::open(disk.clone(), StoreOptions::default()).expect("open");
-        let machine = BlockMachine::open(SharedState::default(), Some(state)).expect("valid");
+        let machine =
+            BlockMachine::open(SharedState::default(), DigestSlot::default(), Some(state))
+                .expect("valid");
         Self { disk, store, group: found[0].group.clone(), machine, index }
     }
 
@@ -150,7 +153,7 @@ impl Model {
     }
 
     fn run(&mut self, command: &Command) -> ChunkReply {
-        let volume = command.volume();
+        let volume = command.volume().expect("commands about volumes only");
         if let Command::DeleteVolume { .. } = command {
             self.deleted.insert(volume);
             self.bytes.retain(|key, _| key.volume != volume);
@@ -183,7 +186,9 @@ impl Model {
             Command::Restore { snapshot, epoch, .. } => {
                 return self.restore(volume, *snapshot, epoch.0);
             }
-            Command::DeleteVolume { .. } | Command::Thaw { .. } => unreachable!("handled above"),
+            Command::DeleteVolume { .. } | Command::Thaw { .. } | Command::Digest { .. } => {
+                unreachable!("handled above")
+            }
         };
         let fence = self.min_epoch.get(&volume).copied().unwrap_or(0);
         let seen = self.seen.get(&(volume, writer.session)).copied().unwrap_or((0, 0));

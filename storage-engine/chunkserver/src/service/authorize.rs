@@ -4,18 +4,19 @@ use curve_types::{Epoch, SessionId, VolumeId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{Changes, ChunkError, Command, Read, Writer};
 
-/// The writer of a command, if it has one.
-pub(super) fn writer(command: &Command) -> Option<&Writer> {
+/// Which volume a command writes and who does, if it does.
+pub(super) fn writer(command: &Command) -> Option<(VolumeId, &Writer)> {
     match command {
-        Command::Write { writer, .. }
-        | Command::WriteZeroes { writer, .. }
-        | Command::Discard { writer, .. } => Some(writer),
+        Command::Write { range, writer, .. }
+        | Command::WriteZeroes { range, writer }
+        | Command::Discard { range, writer } => Some((range.key.volume, writer)),
         Command::Fence { .. }
         | Command::Revoke { .. }
         | Command::DeleteVolume { .. }
         | Command::Snapshot { .. }
         | Command::Thaw { .. }
-        | Command::Restore { .. } => None,
+        | Command::Restore { .. }
+        | Command::Digest { .. } => None,
     }
 }
 
@@ -23,8 +24,8 @@ pub(super) fn writer(command: &Command) -> Option<&Writer> {
 pub(super) fn command(principal: &Principal, command: &Command) -> Result<(), ChunkError> {
     match (principal, writer(command)) {
         (Principal::Mds { .. }, None) => Ok(()),
-        (Principal::Session { read_only: false, .. }, Some(writer)) => {
-            session(principal, command.volume(), writer.session, writer.epoch)?;
+        (Principal::Session { read_only: false, .. }, Some((volume, writer))) => {
+            session(principal, volume, writer.session, writer.epoch)?;
             if writer.floor <= writer.seq { Ok(()) } else { Err(ChunkError::BadRequest) }
         }
         _ => Err(ChunkError::Forbidden),
@@ -91,6 +92,7 @@ mod tests {
             Command::Snapshot { volume, snapshot: VolumeId::random() },
             Command::Thaw { volume, snapshot: VolumeId::random() },
             Command::Restore { volume, snapshot: VolumeId::random(), epoch: EPOCH },
+            Command::Digest { scrub: 1 },
         ];
         for bad in refused {
             assert_eq!(command(&principal, &bad), Err(ChunkError::Forbidden), "{bad:?}");

@@ -4,6 +4,7 @@
 mod mds;
 mod rig;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use curve_types::{
 };
 use curve_wire::auth::{Credentials, Key, Principal, session_key};
 use curve_wire::chunk::{ChunkError, ChunkRange, Command, PeerBlock, PeerRead, Read, Writer};
+use curve_wire::proto::{ScrubOrder, ScrubReport};
 use curve_wire::rpc::Connection;
 
 use crate::rig::{COPYSETS, Rig, peer_read, propose, read};
@@ -362,33 +364,99 @@ async fn a_read_repairs_what_it_finds_damaged_from_whoever_has_it() -> Result<()
     Ok(())
 }
 
+fn order(copyset: CopysetId, number: u64) -> ScrubOrder {
+    ScrubOrder { copyset: copyset.0, number, walk: true, ..ScrubOrder::default() }
+}
+
 /// On a replica that does not lead, so that no client's read finds it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scrub_repairs_what_nobody_reads() -> Result<()> {
-    let mut rig = Rig::start_scrubbed(DEVICE, Duration::from_millis(200)).await?;
+    let mut rig = Rig::start(DEVICE).await?;
     let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
     let blocks = stored(&rig, &volume, 200).await?;
     let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
-    let follower = (rig.leader(copyset_of(key)).await? + 1) % 3;
+    let copyset = copyset_of(key);
+    let follower = (rig.leader(copyset).await? + 1) % 3;
     // Two in one read of the scrub, and one in another.
     for block in [3, 5, 150] {
         ensure!(rig.damage(follower, &blocks[block]) > 0, "no block {block}");
     }
+    rig.scrub(follower, vec![order(copyset, 1)])?;
+    let report = rig.scrubbed(follower, copyset, |report| report.ended).await?;
+    ensure!((report.repaired, report.lost, report.unrepaired) == (3, 0, 0), "{report:?}");
+    ensure!(report.chunks_read == report.chunks && report.chunks > 0, "{report:?}");
     let repaired = "block_repairs_total{found_by=\"scrub\",outcome=\"repaired\"} 3\n";
-    until(&rig, follower, |metrics| metrics.contains(repaired)).await?;
+    ensure!(rig.metrics(follower)?.contains(repaired));
 
-    // On the device, and whole: walks that read it there find nothing more.
+    // On the device, and whole: a walk that reads it there finds nothing more.
     rig.checkpoint(follower).await?;
-    let walks = |metrics: &str| {
-        let (_, value) = metrics.split_once("\ncurve_chunkserver_scrub_walks_total ")?;
-        value.lines().next()?.parse::<u64>().ok()
-    };
-    let before = walks(&rig.metrics(follower)?).expect("walks are counted");
-    until(&rig, follower, |metrics| walks(metrics) >= Some(before + 2)).await?;
-    ensure!(rig.metrics(follower)?.contains(repaired), "repaired once and for all");
+    rig.scrub(follower, vec![order(copyset, 2)])?;
+    let again = |report: &ScrubReport| report.number == 2 && report.ended;
+    let report = rig.scrubbed(follower, copyset, again).await?;
+    ensure!(report.repaired == 0 && report.bytes_read >= 200 * BLOCK as u64, "{report:?}");
+    ensure!(rig.metrics(follower)?.contains("\ncurve_chunkserver_scrub_walks_total 2\n"));
     rig.power_off(follower).await?;
     rig.power_on(follower).await?;
     ensure!(rig.stored(follower, key, blocks.len() * BLOCK)? == blocks.concat());
+    Ok(())
+}
+
+/// Reports of all three replicas, once they have digests at one index.
+async fn digests(rig: &Rig, copyset: CopysetId, number: u64) -> Result<Vec<ScrubReport>> {
+    let wanted = ScrubOrder { digest: true, ..order(copyset, number) };
+    for node in 0..3 {
+        rig.scrub(node, vec![wanted])?;
+    }
+    let is_done =
+        |report: &ScrubReport| report.number == number && report.ended && report.digest.is_some();
+    for _ in 0..10 {
+        let mut reports = Vec::new();
+        for node in 0..3 {
+            reports.push(rig.scrubbed(node, copyset, is_done).await?);
+        }
+        let indices: BTreeSet<_> =
+            reports.iter().filter_map(|report| Some(report.digest?.index)).collect();
+        if indices.len() == 1 {
+            return Ok(reports);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    anyhow::bail!("no digests at one index")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn digests_are_alike_on_all_replicas_until_one_has_another_copy() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    stored(&rig, &volume, 40).await?;
+    // Some in memory and some on the device, which differs from node to node.
+    rig.checkpoint(0).await?;
+    volume.write(700, Bytes::from(vec![9; 3 * BLOCK])).await?;
+    volume.discard(16 * BLOCK as u64, 8 * BLOCK as u64).await?;
+    rig.checkpoint(1).await?;
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let copyset = copyset_of(key);
+    let value = |report: &ScrubReport| report.digest.and_then(|digest| digest.value);
+    let first = digests(&rig, copyset, 1).await?;
+    ensure!(value(&first[0]).is_some(), "{first:?}");
+    ensure!(first.iter().all(|report| value(report) == value(&first[0])), "{first:?}");
+
+    // A restart changes nothing.
+    let away = (rig.leader(copyset).await? + 1) % 3;
+    rig.power_off(away).await?;
+    rig.power_on(away).await?;
+    let second = digests(&rig, copyset, 2).await?;
+    ensure!(second.iter().all(|report| value(report) == value(&first[0])), "{second:?}");
+
+    // Its checksum holds, so that no read and no walk finds it.
+    rig.diverge(away, key, Bytes::from(vec![7; BLOCK]))?;
+    let third = digests(&rig, copyset, 3).await?;
+    let found: u64 = third.iter().map(|report| report.repaired + report.lost).sum();
+    ensure!(found == 0, "{third:?}");
+    for (node, report) in third.iter().enumerate() {
+        let alike = value(report) == value(&first[0]);
+        ensure!(alike == (node != away), "node {node} of {away}: {third:?}");
+    }
     Ok(())
 }
 

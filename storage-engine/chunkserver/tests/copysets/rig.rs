@@ -56,11 +56,7 @@ struct Running {
     serving: JoinHandle<()>,
 }
 
-/// Of which a test sees nothing: pauses are minutes.
-const NO_SCRUB: Duration = Duration::from_secs(7 * 24 * 3600);
-
 pub struct Rig {
-    scrub_period: Duration,
     peer_key: Key,
     nodes: Vec<Node>,
     pub mds: MdsClient,
@@ -70,10 +66,6 @@ pub struct Rig {
 
 impl Rig {
     pub async fn start(device_size: ByteSize) -> Result<Self> {
-        Self::start_scrubbed(device_size, NO_SCRUB).await
-    }
-
-    pub async fn start_scrubbed(device_size: ByteSize, scrub_period: Duration) -> Result<Self> {
         curve_wire::telemetry::init_logging();
         let cluster = ClusterId::random();
         let peer_key = Key::random();
@@ -94,7 +86,7 @@ impl Rig {
         let fake = Arc::new(FakeMds::new(topology(&nodes)));
         let endpoint = fake.clone().serve(&authority.issue(Role::Mds, "mds-0")?).await?;
         let mds = MdsClient::connect(&[endpoint], &authority.issue(Role::Admin, "test")?)?;
-        let mut rig = Self { scrub_period, peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
+        let mut rig = Self { peer_key, nodes, mds, fake, attachments: Mutex::new(0) };
         for (number, listener) in listeners.into_iter().enumerate() {
             rig.boot(number, listener).await?;
         }
@@ -118,7 +110,6 @@ impl Rig {
             store,
             recovered,
             timing: timing(),
-            scrub_period: self.scrub_period,
         };
         let server = Arc::new(BlockServer::start(options).await?);
         server.addresses().replace(1, addresses);
@@ -232,6 +223,41 @@ impl Rig {
         let copies = disk.find(block);
         copies.iter().for_each(|at| disk.flip_bit(at + 77, 2));
         copies.len()
+    }
+
+    /// Gives the node these orders to scrub, and no others.
+    pub fn scrub(&self, number: usize, orders: Vec<proto::ScrubOrder>) -> Result<()> {
+        self.nodes[number].running.as_ref().context("the node runs")?.server.scrub(orders);
+        Ok(())
+    }
+
+    /// What the node says of a scrub once `is_done` of it.
+    pub async fn scrubbed(
+        &self,
+        number: usize,
+        copyset: CopysetId,
+        is_done: impl Fn(&proto::ScrubReport) -> bool,
+    ) -> Result<proto::ScrubReport> {
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        let mut report = None;
+        for _ in 0..1500 {
+            report = running.server.scrub_reports().get(&copyset).copied();
+            if let Some(report) = report.filter(&is_done) {
+                return Ok(report);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::bail!("the scrub of {copyset} on node {number} is at {report:?}")
+    }
+
+    /// Makes the node's own copy another one than its log says, with a checksum that matches.
+    pub fn diverge(&self, number: usize, key: ChunkKey, data: Bytes) -> Result<()> {
+        let running = self.nodes[number].running.as_ref().context("the node runs")?;
+        let reports = running.server.host().reports();
+        let report = reports.iter().find(|report| report.id == copyset_of(key));
+        let applied = report.and_then(|report| report.applied).context("it has applied")?;
+        let group = running.server.store().group(copyset_of(key)).context("a replica")?;
+        Ok(group.begin_apply(applied)?.write(key, 0, data)?)
     }
 
     /// The beginning of a chunk as the node has it, whoever leads.

@@ -1,13 +1,14 @@
-//! Status, pools and schedulers.
+//! Status, pools, schedulers and scrubs.
 
 use curve_wire::proto::mds_admin_client::MdsAdminClient;
 use curve_wire::proto::{
-    ClusterStatus, CreatePoolRequest, DeletePoolRequest, FailureDomain, GetStatusRequest,
-    ListPoolsRequest, PauseSchedulersRequest, Pool, PoolStatus,
+    ClusterStatus, CreatePoolRequest, DeletePoolRequest, FailureDomain, GetScrubsRequest,
+    GetStatusRequest, ListPoolsRequest, PauseSchedulersRequest, Pool, PoolStatus, Scrubs,
+    SetScrubScheduleRequest, StartScrubRequest, VolumeRef,
 };
 
 use super::leader::ANSWER_BYTES_MAX;
-use super::{MdsClient, MdsError, request_id};
+use super::{MdsClient, MdsError, VolumeBy, request_id};
 
 /// A pool to be made.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,43 @@ impl MdsClient {
         Ok(())
     }
 
+    /// Asks for a scrub of the copysets that hold a volume, or of all; answers which they are.
+    pub async fn start_scrub(&self, volume: Option<&str>) -> Result<Vec<u32>, MdsError> {
+        let request = StartScrubRequest { volume: volume.map(by_name), request_id: request_id() };
+        let answer = self
+            .call("start scrub", request, |channel, request| async move {
+                MdsAdminClient::new(channel).start_scrub(request).await
+            })
+            .await?;
+        Ok(answer.copysets)
+    }
+
+    /// Of the copysets that hold a volume, or of all.
+    pub async fn scrubs(&self, volume: Option<&str>) -> Result<Scrubs, MdsError> {
+        let request = GetScrubsRequest { volume: volume.map(by_name) };
+        self.call("get scrubs", request, |channel, request| async move {
+            let client = MdsAdminClient::new(channel);
+            client.max_decoding_message_size(ANSWER_BYTES_MAX).get_scrubs(request).await
+        })
+        .await
+    }
+
+    /// Lets scrubs run in windows of `window_secs` from each minute of a cron expression on; in
+    /// none in particular if it is empty.
+    pub async fn set_scrub_schedule(
+        &self,
+        schedule: &str,
+        window_secs: u64,
+    ) -> Result<(), MdsError> {
+        let (schedule, request_id) = (schedule.to_owned(), request_id());
+        let request = SetScrubScheduleRequest { schedule, window_secs, request_id };
+        self.call("set scrub schedule", request, |channel, request| async move {
+            MdsAdminClient::new(channel).set_scrub_schedule(request).await
+        })
+        .await?;
+        Ok(())
+    }
+
     pub async fn delete_pool(&self, name: &str) -> Result<(), MdsError> {
         let request = DeletePoolRequest { name: name.to_owned(), request_id: request_id() };
         self.call("delete pool", request, |channel, request| async move {
@@ -73,4 +111,8 @@ impl MdsClient {
         .await?;
         Ok(())
     }
+}
+
+fn by_name(name: &str) -> VolumeRef {
+    VolumeBy::from(name).into()
 }

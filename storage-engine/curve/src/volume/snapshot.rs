@@ -12,7 +12,7 @@ use curve_wire::proto;
 use serde_json::{Value, json};
 
 use super::node_name;
-use crate::output::{self, Format, id_text, table};
+use crate::output::{self, Format, id_text, table, time_text};
 
 /// `VOLUME@SNAPSHOT`
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -164,12 +164,6 @@ fn is_ready(snapshot: &proto::Volume) -> bool {
     snapshot.snapshot.as_ref().is_some_and(|info| info.ready)
 }
 
-/// `2026-01-31T12:34:56Z`
-fn time_text(unix_ms: u64) -> String {
-    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| String::new(), |time| time.to_string())
-}
-
 fn snapshot_json(snapshot: &proto::Volume) -> Value {
     let info = snapshot.snapshot.clone().unwrap_or_default();
     json!({
@@ -198,12 +192,5 @@ mod tests {
             let error = text.parse::<SnapshotName>().expect_err(text);
             assert!(error.contains("expected VOLUME@SNAPSHOT"), "{error}");
         }
-    }
-
-    #[test]
-    fn times_read_as_dates() {
-        assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
-        assert_eq!(time_text(1_769_862_896_789), "2026-01-31T12:34:56Z");
-        assert_eq!(time_text(u64::MAX), "");
     }
 }

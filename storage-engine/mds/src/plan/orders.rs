@@ -6,6 +6,7 @@ use std::time::Duration;
 use curve_types::{CopysetId, DeviceId};
 use curve_wire::proto;
 
+use super::scrub::scrub_orders;
 use crate::log::{WireId, ids_to_wire};
 use crate::state::{Copyset, Joining, Scheduler, State};
 use crate::view::{Condition, Report, Scene};
@@ -24,6 +25,7 @@ pub fn heartbeat_response(
     let state = scene.state;
     let mut response = proto::HeartbeatResponse {
         devices: (state.device_map_version > known_topology).then(|| device_map(state)),
+        scrubs: scrub_orders(scene, device),
         ..Default::default()
     };
     for (id, copyset) in state.copysets_on(device) {

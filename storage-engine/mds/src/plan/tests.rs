@@ -95,7 +95,8 @@ impl World {
     }
 
     fn scene(&self) -> Scene<'_> {
-        Scene { state: &self.state, view: &self.view, now: self.now, out_after: OUT_AFTER }
+        let (state, view, now) = (&self.state, &self.view, self.now);
+        Scene { state, view, now, now_unix_ms: 0, out_after: OUT_AFTER }
     }
 
     /// The leader that the group's members that are alive would elect.

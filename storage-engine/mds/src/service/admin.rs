@@ -1,18 +1,22 @@
-//! Status, pools and schedulers.
+//! Status, pools, schedulers and scrubs.
 
-use curve_types::PoolId;
+use bytes::Bytes;
+use curve_types::{DeviceId, PoolId};
 use curve_wire::pki::Role;
 use curve_wire::proto::mds_admin_server::MdsAdmin;
 use curve_wire::proto::{
-    ClusterStatus, CreatePoolRequest, DeletePoolRequest, DeletePoolResponse, GetStatusRequest,
-    ListPoolsRequest, ListPoolsResponse, PauseSchedulersRequest, PauseSchedulersResponse, Pool,
+    ClusterStatus, CreatePoolRequest, DeletePoolRequest, DeletePoolResponse, GetScrubsRequest,
+    GetStatusRequest, ListPoolsRequest, ListPoolsResponse, PauseSchedulersRequest,
+    PauseSchedulersResponse, Pool, Scrubs, SetScrubScheduleRequest, SetScrubScheduleResponse,
+    StartScrubRequest, StartScrubResponse,
 };
 use tonic::{Request, Response, Status};
 
 use super::Service;
 use super::caller::Caller;
 use crate::health::{Member, cluster_status, pool_message, pool_status};
-use crate::log::{self, answer, command::Kind};
+use crate::log::{self, WireId, answer, command::Kind};
+use crate::scrubs::scrubs;
 
 const READERS: [Role; 3] = [Role::Admin, Role::Operator, Role::Csi];
 const CHANGERS: [Role; 2] = [Role::Admin, Role::Operator];
@@ -84,19 +88,57 @@ impl MdsAdmin for Service {
         self.0.mutate(&request_id, Kind::PauseSchedulers(pause)).await?;
         Ok(Response::new(PauseSchedulersResponse {}))
     }
+
+    async fn start_scrub(
+        &self,
+        request: Request<StartScrubRequest>,
+    ) -> Result<Response<StartScrubResponse>, Status> {
+        Caller::require(&request, &CHANGERS)?;
+        let StartScrubRequest { volume, request_id } = request.into_inner();
+        let volume_id = match volume {
+            Some(volume) => self.volume(Some(&volume), |id, _| id.to_wire())?,
+            None => Bytes::new(),
+        };
+        let request = log::RequestScrub { volume_id };
+        let answer = self.0.mutate(&request_id, Kind::RequestScrub(request)).await?;
+        let answer::Kind::Copysets(copysets) = answer else {
+            return Err(Status::internal("the state machine answered something else"));
+        };
+        Ok(Response::new(StartScrubResponse { copysets: copysets.ids }))
+    }
+
+    async fn get_scrubs(
+        &self,
+        request: Request<GetScrubsRequest>,
+    ) -> Result<Response<Scrubs>, Status> {
+        Caller::require(&request, &READERS)?;
+        self.0.leading_now().await?;
+        let volume = request.into_inner().volume;
+        let volume =
+            volume.map(|volume| self.volume(Some(&volume), |id, volume| (id, volume.pool)));
+        let volume = volume.transpose()?;
+        Ok(Response::new(self.0.look(|scene| scrubs(scene, volume))))
+    }
+
+    async fn set_scrub_schedule(
+        &self,
+        request: Request<SetScrubScheduleRequest>,
+    ) -> Result<Response<SetScrubScheduleResponse>, Status> {
+        Caller::require(&request, &CHANGERS)?;
+        let SetScrubScheduleRequest { schedule, window_secs, request_id } = request.into_inner();
+        let set = log::SetScrubSchedule { schedule, window_secs };
+        self.0.mutate(&request_id, Kind::SetScrubSchedule(set)).await?;
+        Ok(Response::new(SetScrubScheduleResponse {}))
+    }
 }
 
 impl Service {
     fn members(&self) -> Vec<Member> {
         let members = self.0.state.read().members.clone();
         let own = self.0.device;
-        let up = |name: &str, device| {
+        let up = |name: &str, device: DeviceId| {
             device == own
-                || self
-                    .0
-                    .peers
-                    .heard(name)
-                    .is_some_and(|said| said.device_id == <_ as log::WireId>::to_wire(device))
+                || self.0.peers.heard(name).is_some_and(|said| said.device_id == device.to_wire())
         };
         members
             .into_iter()

@@ -104,13 +104,17 @@ impl MdsDevice for Service {
 }
 
 impl Service {
-    /// Puts a heartbeat into the view; wakes the leader's loop if leadership or members moved.
+    /// Puts a heartbeat into the view; wakes the leader's loop if leadership or members moved,
+    /// or a scrub came to its end.
     fn hear(&self, id: DeviceId, heard: Heard) {
         let now = self.0.now();
         let mut view = self.0.view();
         let before = view.devices.get(&id);
         let moved = before.is_none_or(|before| {
-            let essence = |report: &Report| (report.leader, report.config_index);
+            let essence = |report: &Report| {
+                let scrub = report.scrub.map(|scrub| (scrub.number, scrub.ended, scrub.digest));
+                (report.leader, report.config_index, scrub)
+            };
             let essences = |replicas: &BTreeMap<CopysetId, Report>| -> Vec<_> {
                 replicas.iter().map(|(id, report)| (*id, essence(report))).collect()
             };
@@ -164,6 +168,7 @@ fn reports_from_wire(raw: Vec<ReplicaReport>) -> Result<BTreeMap<CopysetId, Repo
             caught_up: ids("caught_up", &replica.caught_up)?.into_iter().collect(),
             config_index: replica.config_index,
             leader_id: DeviceId::from_wire(&replica.leader_id),
+            scrub: replica.scrub,
         };
         reports.insert(CopysetId(replica.copyset), report);
     }

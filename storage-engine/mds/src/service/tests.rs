@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use crate::log::WireId;
 use crate::testing::{FakeChunkserver, TestMds, channel, formed_pool, request_id};
 
+mod scrubs;
 mod snapshots;
 
 const OUT_AFTER: Duration = Duration::from_secs(600);

@@ -72,6 +72,10 @@ impl State {
             Kind::Restored(restored) => self.restored(restored),
             Kind::PreferLeader(prefer) => self.prefer_leader(prefer),
             Kind::PauseSchedulers(pause) => self.pause_schedulers(pause),
+            Kind::SetScrubSchedule(set) => self.set_scrub_schedule(set),
+            Kind::RequestScrub(request) => self.request_scrub(request),
+            Kind::BeginScrub(id) => self.begin_scrub(id, now_unix_ms),
+            Kind::EndScrub(end) => self.end_scrub(end, now_unix_ms),
         }
     }
 
@@ -201,5 +205,9 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::Restored(_) => 42,
         Kind::Rollback(_) => 43,
         Kind::AbandonSnapshots(_) => 44,
+        Kind::SetScrubSchedule(_) => 45,
+        Kind::RequestScrub(_) => 46,
+        Kind::BeginScrub(_) => 47,
+        Kind::EndScrub(_) => 48,
     }
 }

@@ -6,9 +6,10 @@ use prost::Message;
 use thiserror::Error;
 
 use super::limits::{load_limits, store_limits};
+use super::scrubs::{load_findings, store_findings};
 use super::{
-    Answered, Cluster, Copyset, Device, FailureDomain, Joining, Pool, Publication, Scheduler,
-    Session, Snapshot, State, Volume,
+    Answered, Cluster, Copyset, Device, EndedScrub, FailureDomain, Joining, Pool, Publication,
+    RunningScrub, Schedule, Scheduler, Scrub, Session, Snapshot, State, Volume,
 };
 use crate::log::{self, StoredState, WireId, ids_from_wire, ids_to_wire};
 
@@ -43,6 +44,9 @@ impl State {
             next_session: self.next_session,
             answered: self.answered.iter().map(store_answered).collect(),
             paused_schedulers: self.paused.iter().map(ToString::to_string).collect(),
+            scrub_schedule: self.scrubs.schedule.as_ref().map(store_schedule),
+            next_scrub: self.scrubs.next_number,
+            scrubs: self.scrubs.copysets.iter().map(store_scrub).collect(),
         };
         stored.encode_to_vec().into()
     }
@@ -92,6 +96,15 @@ impl State {
         }
         for name in stored.paused_schedulers {
             state.paused.insert(Scheduler::from_name(&name).ok_or(field("paused scheduler"))?);
+        }
+        state.scrubs.next_number = stored.next_scrub.max(1);
+        if let Some(log::SetScrubSchedule { schedule, window_secs }) = stored.scrub_schedule {
+            let schedule = Schedule::new(&schedule, window_secs);
+            state.scrubs.schedule = Some(schedule.map_err(|_| field("scrub schedule"))?);
+        }
+        for scrub in stored.scrubs {
+            let (id, scrub) = load_scrub(scrub)?;
+            state.scrubs.copysets.insert(id, scrub);
         }
         let mut answered = Answered::default();
         for log::Answered { request_id, kind, answer } in stored.answered {
@@ -275,6 +288,52 @@ fn load_volume(stored: log::StoredVolume) -> Result<(VolumeId, Volume), DecodeEr
         source: load_volume_id("source", &stored.source)?,
     };
     Ok((VolumeId::from_wire(&stored.id).ok_or(field("volume id"))?, volume))
+}
+
+fn store_schedule(schedule: &Schedule) -> log::SetScrubSchedule {
+    let (text, window_secs) = (schedule.text.clone(), schedule.window_secs);
+    log::SetScrubSchedule { schedule: text, window_secs }
+}
+
+fn store_scrub((id, scrub): (&CopysetId, &Scrub)) -> log::StoredScrub {
+    let running = |running: &RunningScrub| {
+        let RunningScrub { number, began_unix_ms, requested } = *running;
+        log::StoredRunningScrub { number, began_unix_ms, requested }
+    };
+    let ended = |ended: &EndedScrub| {
+        let EndedScrub { began_unix_ms, ended_unix_ms, index, replicas } = ended;
+        log::StoredEndedScrub {
+            began_unix_ms: *began_unix_ms,
+            ended_unix_ms: *ended_unix_ms,
+            index: *index,
+            replicas: replicas.iter().map(store_findings).collect(),
+        }
+    };
+    log::StoredScrub {
+        copyset: id.0,
+        requested: scrub.requested,
+        running: scrub.running.as_ref().map(running),
+        last: scrub.last.as_ref().map(ended),
+    }
+}
+
+fn load_scrub(stored: log::StoredScrub) -> Result<(CopysetId, Scrub), DecodeError> {
+    let running = |stored: log::StoredRunningScrub| {
+        let log::StoredRunningScrub { number, began_unix_ms, requested } = stored;
+        RunningScrub { number, began_unix_ms, requested }
+    };
+    let ended = |stored: log::StoredEndedScrub| {
+        let log::StoredEndedScrub { began_unix_ms, ended_unix_ms, index, replicas } = stored;
+        let replicas = replicas.into_iter().map(load_findings).collect::<Result<_, _>>();
+        let replicas = replicas.map_err(|_| field("findings of a scrub"))?;
+        Ok::<_, DecodeError>(EndedScrub { began_unix_ms, ended_unix_ms, index, replicas })
+    };
+    let scrub = Scrub {
+        requested: stored.requested,
+        running: stored.running.map(running),
+        last: stored.last.map(ended).transpose()?,
+    };
+    Ok((CopysetId(stored.copyset), scrub))
 }
 
 fn store_answered((id, kind, answer): (&Bytes, u32, &log::Answer)) -> log::Answered {

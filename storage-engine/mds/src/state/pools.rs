@@ -53,6 +53,7 @@ impl State {
             return Err(Refusal::new(Reason::Precondition, message));
         }
         self.copysets.retain(|_, copyset| copyset.pool != id);
+        self.forget_scrubs();
         self.pools.remove(&id);
         done()
     }
@@ -188,7 +189,7 @@ impl State {
         done()
     }
 
-    fn copyset_mut(&mut self, id: u32) -> Result<&mut Copyset, Refusal> {
+    pub(super) fn copyset_mut(&mut self, id: u32) -> Result<&mut Copyset, Refusal> {
         let missing = || Refusal::new(Reason::NotFound, format!("copyset {id} does not exist"));
         self.copysets.get_mut(&CopysetId(id)).ok_or_else(missing)
     }

@@ -15,16 +15,19 @@ pub enum Scheduler {
     Balance,
     /// Chooses which replicas lead, and hands leadership over.
     Leaders,
+    /// Lets replicas read their blocks and compare their tables.
+    Scrub,
 }
 
 impl Scheduler {
-    pub const ALL: [Self; 3] = [Self::Repair, Self::Balance, Self::Leaders];
+    pub const ALL: [Self; 4] = [Self::Repair, Self::Balance, Self::Leaders, Self::Scrub];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Repair => "repair",
             Self::Balance => "balance",
             Self::Leaders => "leaders",
+            Self::Scrub => "scrub",
         }
     }
 

@@ -605,8 +605,8 @@ fn schedulers_are_paused_by_name_or_all() {
     apply(&mut state, pause(&["balance"], true)).expect("pause");
     apply(&mut state, pause(&["balance"], true)).expect("again");
     assert_eq!(state.paused.iter().copied().collect::<Vec<_>>(), [Scheduler::Balance]);
-    let (reason, message) = refusal(&mut state, pause(&["repair", "scrub"], true));
-    let expected = "scheduler is \"scrub\": expected one of repair, balance, leaders";
+    let (reason, message) = refusal(&mut state, pause(&["repair", "scrubs"], true));
+    let expected = "scheduler is \"scrubs\": expected one of repair, balance, leaders, scrub";
     assert_eq!((reason, &*message), (Reason::Invalid, expected));
     apply(&mut state, pause(&[], true)).expect("all");
     assert_eq!(state.paused.len(), Scheduler::ALL.len());

@@ -90,7 +90,8 @@ impl Sim {
     }
 
     fn scene(&self) -> Scene<'_> {
-        Scene { state: &self.state, view: &self.view, now: self.now, out_after: OUT_AFTER }
+        let (state, view, now) = (&self.state, &self.view, self.now);
+        Scene { state, view, now, now_unix_ms: 0, out_after: OUT_AFTER }
     }
 
     /// Everyone alive reports; leaders are where they are wanted, if they can be.
