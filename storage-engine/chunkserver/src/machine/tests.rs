@@ -79,6 +79,13 @@ impl Rig {
         decode_reply(&answer.expect("no disk error")).expect("an answer")
     }
 
+    fn digest(&mut self) -> Option<u64> {
+        assert_eq!(self.run(&Command::Digest { scrub: self.index }), Ok(Bytes::new()));
+        let digest = &self.machine.digest;
+        digest.make();
+        digest.of(self.index - STEP).expect("made").value
+    }
+
     fn read(&self, key: ChunkKey) -> Bytes {
         self.group.read(key, 0, SPAN).expect("read")
     }
@@ -579,11 +586,20 @@ proptest! {
             prop_assert_eq!(&other.run(command), &expected);
         }
         prop_assert_eq!(rig.machine.state(), other.machine.state());
+        let digest = rig.digest();
+        prop_assert!(digest.is_some());
+        prop_assert_eq!(digest, other.digest());
         for key in [1, 2, 10, 11, 12].into_iter().flat_map(|n| [key(n, 0), key(n, 1)]) {
             let expected = model.bytes.get(&key).cloned();
             let expected = expected.unwrap_or_else(|| vec![0; SPAN as usize]);
             prop_assert_eq!(&rig.read(key)[..], &expected[..]);
             prop_assert_eq!(&other.read(key)[..], &expected[..]);
         }
+        // Bytes that no command writes, under checksums that are right.
+        let apply = other.group.begin_apply(other.index).expect("apply");
+        let bytes: Bytes = (0..BLOCK_SIZE).map(|at| at as u8).collect();
+        apply.write(key(1, 0), 0, bytes).expect("fits");
+        drop(apply);
+        prop_assert_ne!(digest, other.digest());
     }
 }

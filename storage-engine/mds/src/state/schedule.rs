@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(month_and_day(LEAP / 86_400 + 1), (3, 1));
         assert_eq!(month_and_day(LEAP / 86_400 + 306), (12, 31));
         // 2100 is no leap year.
-        assert_eq!(month_and_day(4_107_456_000 / 86_400 + 31 + 28), (3, 1));
+        assert_eq!(month_and_day(4_102_444_800 / 86_400 + 31 + 28), (3, 1));
     }
 
     #[test]

@@ -229,6 +229,10 @@ impl World {
             let copyset = &self.state.copysets[&CopysetId(*id)];
             assert!(copyset.voters.iter().all(|voter| taken.insert(voter)), "{id} shares one");
         }
+        if is_paused(self.scene()) {
+            assert!(commands.is_empty(), "paused: {commands:?}");
+            return;
+        }
         let first = candidates(self.scene()).first().map(|(id, _)| id.0);
         let begun = |id: u32| commands.iter().any(|command| *command == Kind::BeginScrub(id));
         if let Some(first) = first.filter(|id| !begun(*id)) {
