@@ -38,7 +38,8 @@ fn a_lost_nodes_copysets_are_rebuilt_on_a_fourth_chunkserver() -> Result<()> {
         kubectl::run(&["-n", engine::NAMESPACE, "patch", object, "--type=json", "-p", patch])?;
         engine::wait_device("demo-default-3", true, REBUILT)?;
     }
-    let short = r#"{"spec":{"recovery":{"outAfter":"15s"}}}"#;
+    // Longer than it takes to replace an operator that dies with the node: it has to see the loss.
+    let short = r#"{"spec":{"recovery":{"outAfter":"45s"}}}"#;
     kubectl::run(&["-n", engine::NAMESPACE, "patch", object, "--type=merge", "-p", short])?;
     // The change rolls the MDS pods: with one of them restarting, the node would take the quorum.
     let generation = kubectl::field(engine::NAMESPACE, object, "{.metadata.generation}")?;
