@@ -17,7 +17,6 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use kube_lease_manager::LeaseManagerBuilder;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::context::{Context, Settings};
@@ -41,7 +40,7 @@ const RETRY: std::time::Duration = std::time::Duration::from_secs(5);
 /// Runs until SIGTERM, or fails when the lease is lost.
 pub async fn run(client: Client, settings: Settings, listen_metrics: SocketAddr) -> Result<()> {
     let (metrics, registry) = Metrics::register();
-    let listener = TcpListener::bind(listen_metrics)
+    let listener = curve_wire::net::bind(listen_metrics)
         .await
         .with_context(|| format!("listen on {listen_metrics}"))?;
     let identity = system::ensure_metrics_identity(&client, &settings.namespace)

@@ -2,14 +2,15 @@
 //! the MDS, opened only in its own cluster.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use curve_client::{MdsClient, MdsError, MdsErrorKind};
+use curve_raft::device::open_or_create;
+use curve_raft::in_thread;
 use curve_store::{
-    DeviceState, Disk, FileDisk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions,
-    format, inspect,
+    DeviceState, Disk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions, format,
+    inspect,
 };
 use curve_types::{ClusterId, DeviceId};
 use curve_wire::auth::Key;
@@ -61,11 +62,11 @@ pub(crate) async fn open(
 ) -> Result<OpenDevice, DeviceError> {
     let path = options.device.clone();
     let size = options.device_size.0;
-    let (disk, state) = blocking(move || {
-        let disk = FileDisk::open_or_create(&path, size)
+    let (disk, state) = in_thread(move || {
+        let disk = open_or_create(&path, size)
             .map_err(|source| DeviceError::Open { path: path.clone(), source })?;
-        let state = look(&disk, &path)?;
-        Ok((Arc::new(disk), state))
+        let state = look(&*disk, &path)?;
+        Ok((disk, state))
     })
     .await?;
     let size = disk.len();
@@ -76,7 +77,7 @@ pub(crate) async fn open(
         }
     };
     let (name, path) = (options.name.clone(), options.device.clone());
-    blocking(move || {
+    in_thread(move || {
         let store_error = |source| DeviceError::Store { path: path.clone(), source };
         let Admitted { device, cluster, peer_key } = admitted;
         if grant {
@@ -90,12 +91,6 @@ pub(crate) async fn open(
         Ok(OpenDevice { device, peer_key, store, recovered })
     })
     .await
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DeviceError> + Send + 'static,
-) -> Result<T, DeviceError> {
-    tokio::task::spawn_blocking(work).await.expect("does not panic and is not cancelled")
 }
 
 /// What lies on a device that may be served.

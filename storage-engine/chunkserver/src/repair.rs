@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use curve_raft::GroupHandle;
+use curve_raft::in_thread;
 use curve_store::{ChunkView, Group, Repair, StoreError};
 use curve_types::DeviceId;
 use curve_wire::chunk::{ChunkError, KIND_PEER_READ, PeerBlock, PeerRead, decode_reply};
@@ -199,8 +200,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Group) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let group = group.clone();
-    let done = tokio::task::spawn_blocking(move || work(&group)).await;
-    done.map_err(|_| stopping())?
+    in_thread(move || work(&group)).await
 }
 
 pub(crate) fn stopping() -> StoreError {

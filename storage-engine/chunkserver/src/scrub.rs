@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use curve_raft::{GroupHandle, RaftHost};
+use curve_raft::{GroupHandle, RaftHost, in_thread};
 use curve_store::{Store, StoreError};
 use curve_types::{BLOCK_SIZE, CopysetId};
 use curve_wire::chunk::{Command, PeerRead};
@@ -194,7 +194,7 @@ impl Scrubber {
             for id in self.replicas.ids() {
                 let Some(Replica { digest, .. }) = self.replicas.get(id) else { continue };
                 if digest.is_due() {
-                    let _ = tokio::task::spawn_blocking(move || digest.make()).await;
+                    in_thread(move || digest.make()).await;
                 }
             }
             for (copyset, scrub) in self.scrubs.with(|book| book.digests_wanted()) {

@@ -10,13 +10,13 @@ use curve_raft::{Factory, HostError, HostOptions, RaftHost, ReadPolicy, StateMac
 use curve_store::{RecoveredGroup, Store, StoreError};
 use curve_types::{CopysetId, DeviceId};
 use curve_wire::auth::Key;
+use curve_wire::net::{self, Listener};
 use curve_wire::pki::{Identity, PkiError};
 use curve_wire::proto::{ScrubOrder, ScrubReport};
 use curve_wire::rpc;
 use curve_wire::telemetry::{Registry, serve_metrics};
 use curve_wire::tls::TlsError;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::admission::Admission;
@@ -161,7 +161,7 @@ impl BlockServer {
     }
 
     /// Serves a data-plane socket, scrubs the device, and ends forgotten freezes, until dropped.
-    pub async fn serve(&self, listener: TcpListener) {
+    pub async fn serve(&self, listener: Listener) {
         let admission = Admission::new(self.store.clone());
         let repairer = Arc::new(Repairer::new(self.device, self.metrics.clone()));
         let scrubber = Scrubber {
@@ -219,15 +219,15 @@ fn factory(replicas: Replicas) -> Factory {
 
 /// Sockets that a chunkserver serves.
 pub struct Listeners {
-    pub data: TcpListener,
-    pub metrics: TcpListener,
+    pub data: Listener,
+    pub metrics: Listener,
 }
 
 impl Listeners {
     pub async fn bind(options: &ChunkserverOptions) -> Result<Self, ChunkserverError> {
         let bind = async |address: SocketAddr| {
             let error = |source| ChunkserverError::Listen { address, source };
-            TcpListener::bind(address).await.map_err(error)
+            net::bind(address).await.map_err(error)
         };
         Ok(Self { data: bind(options.listen).await?, metrics: bind(options.listen_metrics).await? })
     }

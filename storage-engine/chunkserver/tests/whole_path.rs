@@ -91,7 +91,8 @@ impl Cluster {
             cluster_name: "test".into(),
             out_after: Duration::from_secs(600),
         };
-        let listeners = curve_mds::Listeners { grpc, raft, metrics };
+        let listeners =
+            curve_mds::Listeners { grpc: grpc.into(), raft: raft.into(), metrics: metrics.into() };
         let (stop, stopped) = oneshot::channel();
         let serving = curve_mds::serve(options, listeners, async {
             let _ = stopped.await;
@@ -104,7 +105,12 @@ impl Cluster {
         Ok(Self { dir, authority, endpoint, _mds: mds, chunkservers, client })
     }
 
-    fn options(&self, name: &str, listeners: &Listeners) -> Result<ChunkserverOptions> {
+    fn options(
+        &self,
+        name: &str,
+        listen: SocketAddr,
+        listen_metrics: SocketAddr,
+    ) -> Result<ChunkserverOptions> {
         let tls_dir = self.dir.path().join(format!("{name}-tls"));
         write_identity(&self.authority.issue(Role::Chunkserver, name)?, &tls_dir)?;
         Ok(ChunkserverOptions {
@@ -114,9 +120,9 @@ impl Cluster {
             device_class: String::new(),
             device: self.dir.path().join(format!("{name}.device")),
             device_size: ByteSize(128 << 20),
-            listen: listeners.data.local_addr()?,
-            advertise: listeners.data.local_addr()?.to_string(),
-            listen_metrics: listeners.metrics.local_addr()?,
+            listen,
+            advertise: listen.to_string(),
+            listen_metrics,
             mds: vec![self.endpoint.clone()],
             tls_dir,
         })
@@ -124,8 +130,9 @@ impl Cluster {
 
     async fn start_chunkserver(&mut self, name: &str) -> Result<()> {
         let data = TcpListener::bind(LOOPBACK).await?;
-        let listeners = Listeners { data, metrics: TcpListener::bind(LOOPBACK).await? };
-        let options = self.options(name, &listeners)?;
+        let metrics = TcpListener::bind(LOOPBACK).await?;
+        let options = self.options(name, data.local_addr()?, metrics.local_addr()?)?;
+        let listeners = Listeners { data: data.into(), metrics: metrics.into() };
         let (stop, stopped) = oneshot::channel();
         let serving = curve_chunkserver::serve(options, listeners, async {
             let _ = stopped.await;

@@ -9,7 +9,7 @@ use curve_types::DeviceId;
 use curve_wire::pki::{Identity, Role};
 use curve_wire::proto::mds_peer_client::MdsPeerClient;
 use curve_wire::proto::{DescribeRequest, JoinRequest, JoinResponse, PeerDescription};
-use curve_wire::tls;
+use curve_wire::{net, tls};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -64,7 +64,7 @@ impl Peers {
                 address: peer.grpc.clone(),
                 source,
             };
-            let channel = Endpoint::from_shared(format!("https://{}", peer.grpc))
+            let endpoint = Endpoint::from_shared(format!("https://{}", peer.grpc))
                 .and_then(|endpoint| endpoint.tls_config(tls::client_config(identity, Role::Mds)))
                 .map_err(error)?
                 .connect_timeout(DESCRIBE_TIMEOUT)
@@ -72,8 +72,8 @@ impl Peers {
                 // the former one stays open, with nobody at its end.
                 .http2_keep_alive_interval(POLL_INTERVAL)
                 .keep_alive_timeout(DESCRIBE_TIMEOUT)
-                .keep_alive_while_idle(true)
-                .connect_lazy();
+                .keep_alive_while_idle(true);
+            let channel = net::channel(&endpoint);
             let member = Member { raft: peer.raft.clone(), client: MdsPeerClient::new(channel) };
             members.insert(peer.name.clone(), member);
         }

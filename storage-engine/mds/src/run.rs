@@ -6,13 +6,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use curve_raft::device::{
-    DeviceState, Disk, FileDisk, FormatOptions, Store, StoreError, StoreOptions, format, inspect,
+    DeviceState, FormatOptions, Store, StoreError, StoreOptions, format, inspect, open_or_create,
 };
 use curve_raft::{
     Factory, GroupHandle, HostError, HostOptions, RaftHost, ReadPolicy, StateMachine, Timing,
+    in_thread,
 };
 use curve_types::{ByteSize, ClusterId, CopysetId, DeviceId};
 use curve_wire::auth::Key;
+use curve_wire::net::{self, Listener};
 use curve_wire::pki::{CLUSTER_KEY_FILE, Identity, PkiError};
 use curve_wire::proto::mds_admin_server::MdsAdminServer;
 use curve_wire::proto::mds_device_server::MdsDeviceServer;
@@ -23,9 +25,7 @@ use curve_wire::rpc::{self, Replier, Request};
 use curve_wire::telemetry::{Registry, serve_metrics};
 use curve_wire::tls;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::Mutex;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
 use crate::lead::lead;
@@ -81,16 +81,16 @@ pub enum RunError {
 
 /// Sockets that an MDS serves.
 pub struct Listeners {
-    pub grpc: TcpListener,
-    pub raft: TcpListener,
-    pub metrics: TcpListener,
+    pub grpc: Listener,
+    pub raft: Listener,
+    pub metrics: Listener,
 }
 
 impl Listeners {
     pub async fn bind(options: &MdsOptions) -> Result<Self, RunError> {
         let bind = async |address: SocketAddr| {
             let error = |source| RunError::Listen { address, source };
-            TcpListener::bind(address).await.map_err(error)
+            net::bind(address).await.map_err(error)
         };
         Ok(Self {
             grpc: bind(options.listen_grpc).await?,
@@ -206,7 +206,7 @@ pub(crate) fn leader_routes(node: &Arc<Node>) -> Routes {
 
 pub(crate) async fn serve_grpc(
     routes: Routes,
-    listener: TcpListener,
+    listener: Listener,
     identity: &Identity,
 ) -> Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
@@ -215,7 +215,7 @@ pub(crate) async fn serve_grpc(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .tcp_nodelay(true)
         .add_routes(routes)
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve_with_incoming(listener.incoming())
         .await
 }
 
@@ -247,8 +247,7 @@ async fn start_host(
     let (store, recovered, device) = {
         let (dir, size, name) =
             (options.data_dir.clone(), options.device_size, options.name.clone());
-        let opened = tokio::task::spawn_blocking(move || open_device(&dir, size, &name));
-        opened.await.expect("opening does not panic and is not cancelled")?
+        in_thread(move || open_device(&dir, size, &name)).await?
     };
     let shared = state.clone();
     let factory: Factory = Arc::new(move |_, _, stored| {
@@ -277,16 +276,16 @@ fn open_device(dir: &Path, size: ByteSize, name: &str) -> Result<Opened, RunErro
         .map_err(|source| RunError::CreateDir { path: dir.to_owned(), source })?;
     let store_error = |source| RunError::Store { path: path.clone(), source };
     let not_ours = |what: String| RunError::NotOurs { path: path.clone(), what };
-    let disk = FileDisk::open_or_create(&path, size.0)
+    let disk = open_or_create(&path, size.0)
         .map_err(|source| RunError::OpenDevice { path: path.clone(), source })?;
-    let superblock = match inspect(&disk).map_err(store_error)? {
+    let superblock = match inspect(&*disk).map_err(store_error)? {
         DeviceState::Formatted(superblock) => superblock,
         DeviceState::Blank => {
             let (cluster, device) = (ClusterId::default(), DeviceId::random());
             let size = disk.len();
             let options = FormatOptions { cluster, device, name: name.to_owned(), size };
             tracing::info!(path = %path.display(), %device, "formatting an empty device");
-            format(&disk, &options).map_err(store_error)?
+            format(&*disk, &options).map_err(store_error)?
         }
         DeviceState::Foreign { what } => return Err(not_ours(format!("is not Curve's: {what}"))),
         DeviceState::Damaged { what } => return Err(not_ours(format!("is damaged: {what}"))),
@@ -296,8 +295,7 @@ fn open_device(dir: &Path, size: ByteSize, name: &str) -> Result<Opened, RunErro
         return Err(not_ours(what));
     }
     let device = superblock.device;
-    let (store, recovered) =
-        Store::open(Arc::new(disk), StoreOptions::default()).map_err(store_error)?;
+    let (store, recovered) = Store::open(disk, StoreOptions::default()).map_err(store_error)?;
     Ok((store, recovered, device))
 }
 

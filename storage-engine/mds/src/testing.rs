@@ -138,7 +138,7 @@ impl TestMds {
         });
         let routes = leader_routes(&node);
         let serve = tokio::spawn(async move {
-            serve_grpc(routes, listener, &identity).await.expect("serve");
+            serve_grpc(routes, listener.into(), &identity).await.expect("serve");
         });
         let leading = tokio::spawn(lead(node.clone(), Arc::new(Metrics::default())));
         let chunkserver_key = cluster_key.chunkserver_peer_key();
@@ -262,7 +262,7 @@ impl FakeChunkserver {
         let told = Arc::new(Told::default());
         let service = Arc::new(Memory(told.clone()));
         let server =
-            tokio::spawn(rpc::serve(listener, device, mds.chunkserver_key.clone(), service));
+            tokio::spawn(rpc::serve(listener.into(), device, mds.chunkserver_key.clone(), service));
         let (name, hosted, scrubs) = (name.to_owned(), BTreeMap::new(), BTreeMap::new());
         Self { name, device, told, address, client, hosted, scrubs, digest: 7, server }
     }

@@ -26,6 +26,7 @@ mod room;
 mod snapshot;
 mod types;
 
+pub use blocking::in_thread;
 pub use group::{ChangeError, GroupHandle, Leadership, ProposeError, ReadError, TransferError};
 pub use host::{HostError, RaftHost};
 pub use machine::{NoParts, SnapshotSink, SnapshotSource, StateMachine};
@@ -37,7 +38,7 @@ pub use peers::DialError;
 pub mod device {
     pub use curve_store::{
         Apply, DeviceState, Disk, FileDisk, FormatOptions, Group, LogPosition, RecoveredGroup,
-        Store, StoreError, StoreOptions, Superblock, format, inspect,
+        Store, StoreError, StoreOptions, Superblock, format, inspect, simulate::open_or_create,
     };
 }
 

@@ -18,6 +18,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::blocking::in_thread;
 use crate::codec::message::{self, PartHead, Refusal, SnapshotBegun, SnapshotHead, read_reply};
 use crate::codec::{Malformed, Reader};
 use crate::metrics::Metrics;
@@ -146,18 +147,24 @@ async fn answer(answered: oneshot::Receiver<Frame>) -> Result<Reader, SendError>
 
 type Piece = Result<(bool, Bytes), SendError>;
 
-/// Reads parts on a thread of its own, since that waits for the disk, a few ahead of the network.
+/// Reads parts in a task of its own, a few ahead of the network.
 fn read_ahead(mut state: Bytes, mut parts: Box<dyn SnapshotSource>) -> mpsc::Receiver<Piece> {
     let (pieces, ahead) = mpsc::channel(PARTS_IN_FLIGHT);
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(async move {
         while !state.is_empty() {
             let piece = state.split_to(state.len().min(PART_BYTES_MAX));
-            if pieces.blocking_send(Ok((true, piece))).is_err() {
+            if pieces.send(Ok((true, piece))).await.is_err() {
                 return;
             }
         }
         loop {
-            let piece = match parts.next() {
+            let read;
+            (parts, read) = in_thread(move || {
+                let read = parts.next();
+                (parts, read)
+            })
+            .await;
+            let piece = match read {
                 Ok(Some(part)) if part.len() > PART_BYTES_MAX + PART_SLACK => {
                     Err(SendError::PartTooLong(part.len()))
                 }
@@ -166,7 +173,7 @@ fn read_ahead(mut state: Bytes, mut parts: Box<dyn SnapshotSource>) -> mpsc::Rec
                 Err(error) => Err(SendError::Source(error)),
             };
             let failed = piece.is_err();
-            if pieces.blocking_send(piece).is_err() || failed {
+            if pieces.send(piece).await.is_err() || failed {
                 return;
             }
         }
@@ -337,12 +344,12 @@ async fn receive<T: Target>(
         let result = match kind {
             message::SNAPSHOT_PART => {
                 // Waits for the flusher when the overlay is full.
-                let put = tokio::task::spawn_blocking(move || {
+                let result;
+                (incoming, result) = in_thread(move || {
                     let result = incoming.put(body);
                     (incoming, result)
-                });
-                let result;
-                (incoming, result) = put.await.map_err(|error| error.to_string())?;
+                })
+                .await;
                 result.map_err(|error: io::Error| {
                     let unfit = error.kind() == io::ErrorKind::InvalidData;
                     wants_all.fetch_or(unfit, Ordering::Relaxed);

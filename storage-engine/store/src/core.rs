@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use crate::data::DataArea;
 use crate::group::GroupInner;
 use crate::health::Device;
 use crate::install::Staged;
+use crate::simulate::{Loops, Waker};
 use crate::space::Space;
 use crate::store::Done;
 use crate::wal::queue::Queue;
@@ -43,14 +44,19 @@ pub(crate) struct Core {
     pub checkpoint_bytes: AtomicU64,
     pub pressure: RwLock<Option<Pressure>>,
     pub stats: WriterStats,
+    /// In a simulation, until the store is closed.
+    pub loops: Mutex<Option<Arc<Loops>>>,
 }
 
 impl Core {
     /// Takes room in the ring; waits for it as the options say.
     pub fn reserve(&self, cost: u64, purpose: Purpose) -> Result<(), StoreError> {
         self.device.check()?;
-        let wait = self.options.wal_full_wait;
-        self.wal.reserve(cost, purpose, wait, &self.device, || self.press())
+        let wait = if self.has_threads() { self.options.wal_full_wait } else { Duration::ZERO };
+        self.wal.reserve(cost, purpose, wait, &self.device, || {
+            self.press();
+            self.serve();
+        })
     }
 
     /// Asks for all that makes logs shorter: a purge by the host, and a checkpoint by ourselves.
@@ -155,6 +161,7 @@ impl Requests {
 pub(crate) struct Upkeep {
     requests: Mutex<Requests>,
     arrived: Condvar,
+    waker: OnceLock<Waker>,
 }
 
 impl Upkeep {
@@ -165,6 +172,13 @@ impl Upkeep {
     fn change(&self, change: impl FnOnce(&mut Requests)) {
         change(&mut self.lock());
         self.arrived.notify_one();
+        if let Some(wake) = self.waker.get() {
+            wake();
+        }
+    }
+
+    pub fn set_waker(&self, waker: Waker) {
+        let _ = self.waker.set(waker);
     }
 
     pub fn request_flush(&self) {
@@ -200,6 +214,11 @@ impl Upkeep {
     pub fn wake(&self) {
         drop(self.lock());
         self.arrived.notify_all();
+    }
+
+    /// What there is to do now.
+    pub fn take_now(&self) -> Requests {
+        std::mem::take(&mut *self.lock())
     }
 
     /// Waits for something to do, at most for so long if that is given: then there may be nothing.

@@ -431,7 +431,10 @@ impl Group {
     /// and call nothing of the log part meanwhile (it may wait for a checkpoint).
     pub fn begin_apply(&self, index: u64) -> Result<Apply<'_>, StoreError> {
         let core = self.core();
-        core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
+        core.data.overlay.wait_for_room(&core.device, || {
+            core.upkeep.request_flush();
+            core.serve();
+        })?;
         let excluded = self.inner.lock_apply();
         self.inner.begun.fetch_max(index, Ordering::Relaxed);
         Ok(Apply::new(self, self.inner.space.clone(), index, excluded))

@@ -237,7 +237,10 @@ impl Install {
             )));
         }
         check_range(offset, data.len() as u64)?;
-        core.data.overlay.wait_for_room(&core.device, || core.upkeep.request_flush())?;
+        core.data.overlay.wait_for_room(&core.device, || {
+            core.upkeep.request_flush();
+            core.serve();
+        })?;
         let one_at_a_time = core.installing.lock().unwrap_or_else(PoisonError::into_inner);
         let room = core.usage().admissible_blocks();
         if blocks > room {

@@ -25,6 +25,7 @@ mod payload;
 mod recover;
 mod repair;
 mod root;
+pub mod simulate;
 mod space;
 mod store;
 mod superblock;

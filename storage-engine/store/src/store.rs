@@ -15,6 +15,7 @@ use crate::health::Device;
 use crate::log::index::LogIndex;
 use crate::recover::{Recovery, recover};
 use crate::root::{self, Root};
+use crate::simulate::Loops;
 use crate::space::{ChunkMap, Space};
 use crate::superblock;
 use crate::upkeep::UpkeepThread;
@@ -149,13 +150,13 @@ pub struct Store {
 /// Ends the threads when the last handle goes.
 pub(crate) struct Owner {
     pub core: Arc<Core>,
-    /// Upkeep and IO; taken by the drop.
+    /// Upkeep and IO; taken by the drop. None in a simulation.
     threads: Option<[JoinHandle<()>; 2]>,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        let Some([upkeep, io]) = self.threads.take() else { return };
+        let Some([upkeep, io]) = self.threads.take() else { return self.core.close() };
         let me = std::thread::current().id();
         // If a callback held the last handle, the threads end by themselves.
         let by_callback = [&upkeep, &io].iter().any(|thread| thread.thread().id() == me);
@@ -220,6 +221,7 @@ impl Store {
         self.core().reserve(reserved, Purpose::Open)?;
         let job = Job::Record { group: CopysetId::MDS, record: Record::Open { cut } };
         self.core().queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }]);
+        self.core().serve_writes();
         question.recv().unwrap_or_else(|_| self.core().device.check())
     }
 
@@ -371,6 +373,7 @@ fn build_core(
         checkpoint_bytes: AtomicU64::new(root.checkpoint_bytes()),
         pressure: RwLock::default(),
         stats: WriterStats::default(),
+        loops: Mutex::default(),
     });
     found.removed.into_iter().for_each(|chunks| core.retire(Space::new(data.clone(), chunks)));
     let weak = Arc::downgrade(&core);
@@ -383,14 +386,19 @@ fn build_core(
 }
 
 fn start_threads(core: Arc<Core>, root: Root, next: Capture) -> Result<Arc<Owner>, StoreError> {
+    let writer = || Writer::new(core.clone(), next.clone());
+    let upkeep = || UpkeepThread::new(core.clone(), root);
+    if let Some(loops) = Loops::start(&core, writer, upkeep) {
+        *core.loops.lock().unwrap_or_else(PoisonError::into_inner) = Some(loops);
+        return Ok(Arc::new(Owner { core, threads: None }));
+    }
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(body)
             .map_err(|source| StoreError::io("start a thread", 0, source))
     };
-    let writer = Writer::new(core.clone(), next);
-    let upkeep = UpkeepThread::new(core.clone(), root);
+    let (writer, upkeep) = (writer(), upkeep());
     let io = spawn("curve-store-io", Box::new(move || writer.run()))?;
     let threads = match spawn("curve-store-up", Box::new(move || upkeep.run())) {
         Ok(up) => Some([up, io]),

@@ -52,24 +52,41 @@ impl UpkeepThread {
     pub fn run(mut self) {
         let mut toucher = Toucher::new(self.core.clone());
         loop {
-            let mut requests = self.core.upkeep.take(toucher.pause());
-            let result = match self.core.device.check() {
-                Ok(()) if requests.is_empty() => toucher.step(),
-                Ok(()) => self.serve(&mut requests),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = &result
-                && !matches!(error, StoreError::HostGone(_))
-                && !self.core.is_failed()
-            {
-                self.core.device.fail(error.clone());
-            }
-            let left = requests.checkpointed.into_iter();
-            left.chain(requests.switches.into_iter().map(|s| s.done))
-                .for_each(|done| done(result.clone()));
+            let requests = self.core.upkeep.take(toucher.pause());
             if requests.stop {
-                return;
+                return self.answer(requests);
             }
+            match requests.is_empty() {
+                false => self.answer(requests),
+                true => self.failed(&toucher.step()),
+            }
+        }
+    }
+
+    /// Does what is asked for now.
+    pub fn step(&mut self) {
+        let requests = self.core.upkeep.take_now();
+        if !requests.is_empty() {
+            self.answer(requests);
+        }
+    }
+
+    fn answer(&mut self, mut requests: Requests) {
+        let checked = self.core.device.check();
+        let result = checked.and_then(|()| self.serve(&mut requests));
+        self.failed(&result);
+        let left = requests.checkpointed.into_iter();
+        left.chain(requests.switches.into_iter().map(|s| s.done))
+            .for_each(|done| done(result.clone()));
+    }
+
+    /// Fails the store for an error that is its own.
+    fn failed(&self, result: &Result<(), StoreError>) {
+        if let Err(error) = result
+            && !matches!(error, StoreError::HostGone(_))
+            && !self.core.is_failed()
+        {
+            self.core.device.fail(error.clone());
         }
     }
 
@@ -169,6 +186,7 @@ impl UpkeepThread {
     fn barrier(&self) -> Result<Capture, StoreError> {
         let (answer, question) = mpsc::channel();
         self.core.queue.push([Queued::new(Job::Capture(answer), 0)]);
+        self.core.serve_writes();
         question.recv().map_err(|_| {
             self.core
                 .device

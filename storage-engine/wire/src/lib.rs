@@ -2,7 +2,7 @@
 //!
 //! Control plane: protobuf over tonic with mutual TLS (`proto`, `tls`, `pki`). Data plane: frames
 //! over TCP (`frame`, `chunk`) on connections authenticated by a key handshake (`auth`, `rpc`).
-//! `telemetry` serves metrics and sets up logs, the same for every process. No storage, no
+//! Both run over `net`. `telemetry` serves metrics and sets up logs, the same for every process. No storage, no
 //! placement, no retry policy lives here.
 
 pub mod auth;
@@ -10,6 +10,7 @@ mod causes;
 pub mod chunk;
 pub mod frame;
 mod limits;
+pub mod net;
 pub mod pki;
 pub mod rpc;
 pub mod telemetry;

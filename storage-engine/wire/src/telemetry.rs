@@ -11,11 +11,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 pub use prometheus_client::registry::Registry;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing_subscriber::EnvFilter;
 
+use crate::net::{self, Listener, Stream};
 use crate::pki::Identity;
 use crate::tls::{TlsError, rustls_server_config};
 
@@ -53,13 +53,13 @@ pub enum MetricsError {
 /// Bound before anything else is taken over, so that an address that cannot be listened on costs
 /// nobody a volume.
 pub struct MetricsPort {
-    listener: TcpListener,
+    listener: Listener,
     identity: Identity,
 }
 
 impl MetricsPort {
     pub async fn bind(address: SocketAddr, identity: Identity) -> Result<Self, MetricsError> {
-        let listener = TcpListener::bind(address).await;
+        let listener = net::bind(address).await;
         let listener = listener.map_err(|source| MetricsError::Listen { address, source })?;
         Ok(Self { listener, identity })
     }
@@ -75,7 +75,7 @@ impl MetricsPort {
 
 /// Serves `GET /metrics` over HTTPS to clients with a certificate of the cluster, until dropped.
 pub async fn serve_metrics(
-    listener: TcpListener,
+    listener: Listener,
     identity: &Identity,
     registry: Arc<Registry>,
 ) -> Result<(), TlsError> {
@@ -97,7 +97,7 @@ pub async fn serve_metrics(
 }
 
 async fn serve_scrape(
-    stream: tokio::net::TcpStream,
+    stream: Stream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
     registry: Arc<Registry>,

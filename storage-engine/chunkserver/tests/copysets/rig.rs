@@ -115,7 +115,7 @@ impl Rig {
         server.addresses().replace(1, addresses);
         let serving = {
             let server = server.clone();
-            tokio::spawn(async move { server.serve(listener).await })
+            tokio::spawn(async move { server.serve(listener.into()).await })
         };
         node.running = Some(Running { server, serving });
         Ok(())

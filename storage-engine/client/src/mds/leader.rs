@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use curve_wire::pki::{Identity, Role};
-use curve_wire::{tls, with_causes};
+use curve_wire::{net, tls, with_causes};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
@@ -193,7 +193,7 @@ fn channel(address: &str, identity: &Identity) -> Result<Channel, MdsError> {
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         // Calls are often given up sooner than a connection without a peer would be noticed.
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
+    Ok(net::channel(&endpoint))
 }
 
 /// Whether another member, or the same one later, may answer differently: it does not lead, or

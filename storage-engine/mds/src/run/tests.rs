@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use curve_raft::device::DeviceState;
+use curve_raft::device::{DeviceState, FileDisk};
 use curve_types::DeviceId;
 use curve_wire::pki::{Authority, CLUSTER_KEY_FILE, Role, generate_cluster_key, write_private};
 use curve_wire::proto::mds_admin_client::MdsAdminClient;
@@ -318,9 +318,10 @@ async fn a_stranger_is_refused_on_the_raft_and_the_metrics_port() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut cluster = Cluster::prepare(1).await;
     let options = cluster.options(0);
+    let scrapes = TcpListener::bind(options.listen_metrics).await.expect("listen");
+    let (metrics, raft) = (scrapes.local_addr().expect("address"), options.listen_raft);
     let listeners = Listeners::bind(&options).await.expect("listen");
-    let metrics = listeners.metrics.local_addr().expect("address");
-    let raft = listeners.raft.local_addr().expect("address");
+    let listeners = Listeners { metrics: scrapes.into(), ..listeners };
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(serve(options, listeners, async {
         let _ = stopped.await;

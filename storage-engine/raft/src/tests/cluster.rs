@@ -249,7 +249,7 @@ impl Cluster {
         let address = listener.local_addr().expect("address").to_string();
         self.addresses.0.lock().expect("lock").insert(node.device, address);
         let frames = Arc::new(Frames(host.clone()));
-        let server = tokio::spawn(serve(listener, node.device, self.key.clone(), frames));
+        let server = tokio::spawn(serve(listener.into(), node.device, self.key.clone(), frames));
         node.running = Some(Running { host, store, server });
     }
 

@@ -95,6 +95,13 @@ impl SimDisk {
         same.map(|(number, _)| number * ALIGN as u64).collect()
     }
 
+    /// Where a reader sees a block of which `wanted` is true.
+    pub fn find_where(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u64> {
+        let state = self.lock();
+        let found = state.visible.iter().filter(|(_, block)| wanted(&block[..]));
+        found.map(|(number, _)| number * ALIGN as u64).collect()
+    }
+
     /// Flips one bit, durably.
     pub fn flip_bit(&self, offset: u64, bit: u8) {
         let mut state = self.lock();

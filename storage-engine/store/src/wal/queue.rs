@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use curve_types::CopysetId;
@@ -12,6 +12,7 @@ use crate::group::GroupInner;
 use crate::health::Device;
 use crate::log::LogEntry;
 use crate::payload::Blocks;
+use crate::simulate::Waker;
 use crate::store::Done;
 use crate::wal::format::Record;
 use crate::wal::writer::Capture;
@@ -85,6 +86,7 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     filled: Condvar,
     drained: Condvar,
+    waker: OnceLock<Waker>,
 }
 
 impl Queue {
@@ -112,7 +114,21 @@ impl Queue {
         drop(state);
         if was_empty {
             self.filled.notify_one();
+            if let Some(wake) = self.waker.get() {
+                wake();
+            }
         }
+    }
+
+    pub fn set_waker(&self, waker: Waker) {
+        let _ = self.waker.set(waker);
+    }
+
+    /// Takes everything that waits now.
+    pub fn take_now(&self) -> VecDeque<Queued> {
+        let mut state = self.lock();
+        state.bytes = 0;
+        std::mem::take(&mut state.jobs)
     }
 
     /// Takes everything that waits; `idle` bounds the waiting if given.

@@ -119,6 +119,21 @@ impl Writer {
         }
     }
 
+    /// Writes what is queued now.
+    pub fn step(&mut self) {
+        let jobs = self.core.queue.take_now();
+        if !jobs.is_empty() {
+            self.write_all(jobs);
+        }
+    }
+
+    /// Writes the mark that is owed, if one is.
+    pub fn mark(&mut self) {
+        if self.mark_owed {
+            self.write_mark();
+        }
+    }
+
     /// Writes the jobs as one batch or several.
     fn write_all(&mut self, mut jobs: VecDeque<Queued>) {
         while !jobs.is_empty() {

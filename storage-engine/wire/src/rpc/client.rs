@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use curve_types::DeviceId;
-use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::transport::{FrameReader, Outgoing, WRITE_QUEUE, write_frames};
 use super::{IN_FLIGHT_MAX, RpcError};
 use crate::auth::{self, Credentials};
 use crate::frame::{BODY_LEN_MAX, Direction, Frame};
+use crate::net;
 
 type Waiting = (oneshot::Sender<Frame>, OwnedSemaphorePermit);
 
@@ -60,21 +60,20 @@ impl Connection {
         credentials: &Credentials,
         expected: DeviceId,
     ) -> Result<Self, RpcError> {
-        let dial = tokio::time::timeout(auth::HANDSHAKE_TIMEOUT, TcpStream::connect(address));
+        let dial = tokio::time::timeout(auth::HANDSHAKE_TIMEOUT, net::connect(address));
         let connected = match dial.await {
             Ok(result) => result,
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
         };
         let connect_error = |source| RpcError::Connect { address: address.to_owned(), source };
         let mut stream = connected.map_err(connect_error)?;
-        stream.set_nodelay(true).map_err(connect_error)?;
         auth::connect(&mut stream, credentials, expected)
             .await
             .map_err(|source| RpcError::Handshake { address: address.to_owned(), source })?;
         Ok(Self::start(stream))
     }
 
-    fn start(stream: TcpStream) -> Self {
+    fn start(stream: net::Stream) -> Self {
         let (read_half, write_half) = stream.into_split();
         let (queue, queued) = mpsc::channel(WRITE_QUEUE);
         let pending = Arc::new(Pending(Mutex::new(Some(HashMap::new()))));

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use curve_types::DeviceId;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::IN_FLIGHT_MAX;
 use super::transport::{FrameReader, Outgoing, WRITE_QUEUE, write_frames};
 use crate::auth::{self, Key, Principal};
 use crate::frame::{Direction, Frame};
+use crate::net::{Listener, Stream};
 
 /// Connections that have not yet authenticated. Beyond it new ones wait in the listen backlog, so
 /// strangers cannot exhaust memory or descriptors.
@@ -52,7 +52,7 @@ pub trait Service: Send + Sync + 'static {
 
 /// Serves `listener` until the future is dropped.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: Listener,
     device: DeviceId,
     peer_key: Key,
     service: Arc<S>,
@@ -74,7 +74,6 @@ pub async fn serve<S: Service>(
         let (peer_key, service) = (peer_key.clone(), service.clone());
         connections.spawn(async move {
             let mut stream = stream;
-            let _ = stream.set_nodelay(true);
             let shaken = auth::accept(&mut stream, device, &peer_key).await;
             drop(permit);
             match shaken {
@@ -85,7 +84,7 @@ pub async fn serve<S: Service>(
     }
 }
 
-async fn serve_connection<S: Service>(stream: TcpStream, principal: Principal, service: Arc<S>) {
+async fn serve_connection<S: Service>(stream: Stream, principal: Principal, service: Arc<S>) {
     let (read_half, write_half) = stream.into_split();
     let (queue, queued) = mpsc::channel(WRITE_QUEUE);
     let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
