@@ -93,6 +93,17 @@ enum Commands {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Simulate clusters with everything that can go wrong, one for each seed
+    ///
+    /// A seed that fails comes to the same each time:
+    /// CURVE_LOG=info target/debug/curve-sim --seed N shows what happens.
+    Sim {
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// The first of them
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+    },
     /// Measure Curve beside the bare disk, interleaved, in one run
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -203,6 +214,10 @@ fn run(command: Commands) -> Result<ExitCode> {
             return Ok(report(&fuzz::fuzz(&Paths::from_env()?, target.as_deref(), each)?));
         }
         Commands::Kills { rounds, seed } => test::kills(&Paths::from_env()?, rounds, seed)?,
+        Commands::Sim { seeds, first } => {
+            let outcome = test::simulate(&Paths::from_env()?, first, seeds)?;
+            return Ok(report(&[outcome]));
+        }
         Commands::Bench(command) => bench(command)?,
         Commands::Cluster(command) => return cluster(command),
     }

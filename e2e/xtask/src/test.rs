@@ -23,6 +23,8 @@ use crate::up;
 const E2E_NODES: u8 = 3;
 /// Of each fuzz target: finds what is easy to find; `cargo xtask fuzz` takes its time.
 const FUZZ_EACH: Duration = Duration::from_secs(10);
+/// What is easy to find; `cargo xtask sim` runs more.
+const SIM_SEEDS: u64 = 40;
 /// Needs no cluster, so it has a command of its own.
 const CSI_SANITY: &str = "csi_sanity";
 /// What an end-to-end test's file name starts with.
@@ -63,6 +65,7 @@ pub fn test(selection: &Selection) -> Result<bool> {
             run.check()?;
             run.unit()?;
             run.fuzz()?;
+            run.add(simulate(&run.paths, 1, SIM_SEEDS)?);
             run.playground()?;
             run.csi_sanity()?;
             if *cluster {
@@ -84,6 +87,19 @@ pub fn kills(paths: &Paths, rounds: u64, seed: u64) -> Result<()> {
     let status = cargo.status().context("run cargo")?;
     ensure!(status.success(), "the last round above is the one that failed");
     Ok(())
+}
+
+/// Runs the simulator on `seeds` seeds.
+pub fn simulate(paths: &Paths, first: u64, seeds: u64) -> Result<Outcome> {
+    let mut build = cargo(paths);
+    build.args(["build", "--workspace", "--bin", "curve-sim"]);
+    let built = check::part(paths, "simulator", &mut build);
+    if built.failure.is_some() {
+        return Ok(built);
+    }
+    let mut run = Command::new(deploy::target_dir(paths)?.join("debug/curve-sim"));
+    run.args(["--first", &first.to_string(), "--seeds", &seeds.to_string()]);
+    Ok(check::part(paths, "simulation", &mut run))
 }
 
 impl Run {
@@ -350,6 +366,8 @@ fn failure_text(text: &str, failed: &[&str], log: &Path) -> String {
         if let Some((_, said)) = text.split_once(&header) {
             let said = said.split("\n---- ").next().unwrap_or(said);
             let said = said.split("\n\nfailures:").next().unwrap_or(said);
+            // It would push out what failed.
+            let said = said.split("\nStack backtrace:\n").next().unwrap_or(said);
             report.push_str(&command::tail(said));
         }
     }
@@ -368,7 +386,10 @@ test b ... FAILED
 failures:
 
 ---- b stdout ----
-thread 'b' panicked: left != right
+Error: left != right
+
+Stack backtrace:
+   0: main
 
 failures:
     b
@@ -386,7 +407,7 @@ test result: ok. 5 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out
     fn a_failure_is_shown_with_what_it_printed() {
         let text = failure_text(LOG, &failed_tests(LOG), Path::new("/log"));
         assert!(text.contains("left != right") && text.contains("/log"), "{text}");
-        assert!(!text.contains("test result"), "{text}");
+        assert!(!text.contains("test result") && !text.contains("main"), "{text}");
     }
 
     #[test]

@@ -37,6 +37,18 @@ const IMPORTS: &[(&str, &str, &[&str])] = &[
         "storage-engine/fuzz",
         &["curve-wire", "curve-store", "curve-raft", "curve-client", "curve-attach"],
     ),
+    (
+        "curve-sim",
+        "storage-engine/sim",
+        &[
+            "curve-types",
+            "curve-wire",
+            "curve-store",
+            "curve-mds",
+            "curve-chunkserver",
+            "curve-client",
+        ],
+    ),
     ("csi-proto", "csi/proto", &[]),
     ("curve-csi", "csi", &["csi-proto", "curve-types", "curve-wire", "curve-client"]),
     ("curve-operator", "operator", &["curve-types", "curve-wire", "curve-client"]),

@@ -1,0 +1,103 @@
+//! What the clients asked and what they were told, in one order.
+
+use std::cell::{Cell, RefCell};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::rc::Rc;
+
+/// Place in the one order of all that happened.
+pub type Moment = u64;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    Write,
+    Read,
+}
+
+/// One operation on one block.
+#[derive(Clone, Copy, Hash, Debug)]
+pub struct Op {
+    pub kind: Kind,
+    pub block: u64,
+    /// Written or found; 0 is a block that was never written.
+    pub version: u64,
+    /// Number of the attachment that it used.
+    pub attachment: u64,
+    pub begun: Moment,
+    /// None if its outcome is unknown.
+    pub ended: Option<Moment>,
+}
+
+/// An attachment: from the moment at which it was told, no older one changes anything.
+#[derive(Clone, Copy, Hash, Debug)]
+pub struct Attachment {
+    pub number: u64,
+    pub since: Moment,
+}
+
+#[derive(Default)]
+struct Inner {
+    clock: Cell<Moment>,
+    versions: Cell<u64>,
+    attachments: RefCell<Vec<Attachment>>,
+    ops: RefCell<Vec<Op>>,
+}
+
+/// Shared by all clients of one simulation.
+#[derive(Clone, Default)]
+pub struct History(Rc<Inner>);
+
+/// An operation under way: unknown until it is ended.
+pub struct Pending(usize);
+
+impl History {
+    fn now(&self) -> Moment {
+        self.0.clock.set(self.0.clock.get() + 1);
+        self.0.clock.get()
+    }
+
+    /// A version that no other write has.
+    pub fn next_version(&self) -> u64 {
+        self.0.versions.set(self.0.versions.get() + 1);
+        self.0.versions.get()
+    }
+
+    /// A session was opened.
+    pub fn attached(&self) -> u64 {
+        let since = self.now();
+        let mut attachments = self.0.attachments.borrow_mut();
+        let number = attachments.len() as u64 + 1;
+        attachments.push(Attachment { number, since });
+        number
+    }
+
+    pub fn begin(&self, kind: Kind, block: u64, version: u64, attachment: u64) -> Pending {
+        let begun = self.now();
+        let mut ops = self.0.ops.borrow_mut();
+        ops.push(Op { kind, block, version, attachment, begun, ended: None });
+        Pending(ops.len() - 1)
+    }
+
+    /// It was acknowledged; a read found `version`.
+    pub fn end(&self, pending: &Pending, version: u64) {
+        let ended = Some(self.now());
+        let op = &mut self.0.ops.borrow_mut()[pending.0];
+        (op.version, op.ended) = (version, ended);
+    }
+
+    pub fn ops(&self) -> Vec<Op> {
+        self.0.ops.borrow().clone()
+    }
+
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.0.attachments.borrow().clone()
+    }
+
+    /// The same for two runs in which the same happened.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.0.ops.borrow().hash(&mut hasher);
+        self.0.attachments.borrow().hash(&mut hasher);
+        hasher.finish()
+    }
+}

@@ -1,0 +1,163 @@
+//! Runs one simulation of a whole cluster: the same seed gives the same run.
+//!
+//! MDS, chunkservers and clients are the real ones; time, randomness, network and disks are
+//! simulated. One process runs one seed, since what it replaces is the process's own.
+
+mod cluster;
+mod faults;
+mod history;
+mod invariants;
+mod machine;
+mod many;
+mod network;
+mod os;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+use crate::cluster::Files;
+use crate::faults::{CLIENTS, Faults};
+use crate::machine::Devices;
+use crate::workload::Shared;
+
+/// Of simulated time, in which hosts do what they can do between two deliveries of messages.
+const TICK: Duration = Duration::from_millis(1);
+/// Until when the cluster must have formed.
+const FORMED_WITHIN: Duration = Duration::from_secs(60);
+/// How long faults come.
+const FAULTS_FOR: Duration = Duration::from_secs(25);
+/// Once nothing is broken any more, everything must work after so long.
+const HEALED_WITHIN: Duration = Duration::from_secs(180);
+
+/// Simulates a cluster with everything that can go wrong.
+#[derive(Parser)]
+struct Arguments {
+    /// Run this one, and print what it came to as a line of JSON
+    #[arg(long, conflicts_with_all = ["seeds", "first"])]
+    seed: Option<u64>,
+    /// Run so many
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+}
+
+/// What a run came to, as one line of JSON.
+#[derive(Serialize, Deserialize)]
+struct Report {
+    seed: u64,
+    /// Of everything that clients did and were told.
+    digest: String,
+    simulated_ms: u64,
+    counters: BTreeMap<String, u64>,
+    violations: Vec<String>,
+}
+
+fn main() -> Result<ExitCode> {
+    let Arguments { seed, seeds, first } = Arguments::parse();
+    let Some(seed) = seed else {
+        many::run(first, seeds)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("CURVE_LOG").unwrap_or(EnvFilter::new("off")))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let dir = tempfile::tempdir()?;
+    os::begin(seed);
+    // On a thread that has not drawn the keys of its hash maps yet.
+    let path = dir.path().to_owned();
+    let simulation = std::thread::spawn(move || simulate(seed, &path));
+    let report = simulation.join().map_err(|_| anyhow!("the simulation panicked"))??;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
+    let devices = Devices::default();
+    curve_store::simulate::simulate(Box::new(devices.clone()));
+    curve_wire::net::simulate(Box::new(network::Simulated));
+    let files = Files::write(dir)?;
+    let shared = Shared::new(&faults::KINDS);
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(seed)
+        .tick_duration(TICK)
+        .min_message_latency(Duration::from_micros(100))
+        .max_message_latency(Duration::from_millis(3))
+        .simulation_duration(Duration::MAX)
+        .tcp_capacity(1 << 16)
+        .enable_random_order()
+        .build();
+    files.add_servers(&mut sim)?;
+    for (number, name) in (0..).zip(CLIENTS) {
+        let (shared, mds) = (shared.clone(), std::rc::Rc::new(files.client()));
+        sim.host(name, move || {
+            let (shared, mds) = (shared.clone(), mds.clone());
+            async move { Ok(workload::run(number, seed, mds.connect()?, shared).await?) }
+        });
+    }
+    let mut run = Run { sim, now: Duration::ZERO };
+    let mut violations = Vec::new();
+    let formed = run.until(FORMED_WITHIN, |_, _| shared.has_written())?;
+    if formed {
+        let mut faults = Faults::new(seed, &files, &devices, &shared);
+        run.until(FAULTS_FOR, |sim, now| {
+            faults.tick(sim, now);
+            false
+        })?;
+        faults.stop(&mut run.sim);
+        shared.stop();
+        let healed = run.until(HEALED_WITHIN, |sim, now| {
+            faults.mend_due(sim, now);
+            shared.is_finished()
+        })?;
+        if !healed {
+            violations.push(format!("the cluster was not whole within {HEALED_WITHIN:?}"));
+        }
+    } else {
+        violations.push(format!("the cluster did not form within {FORMED_WITHIN:?}"));
+    }
+    violations.extend(shared.violations());
+    violations.extend(invariants::violations(&shared.history));
+    Ok(Report {
+        seed,
+        digest: format!("{:016x}", shared.history.digest()),
+        simulated_ms: run.now.as_millis() as u64,
+        counters: shared.counters(),
+        violations,
+    })
+}
+
+struct Run<'a> {
+    sim: turmoil::Sim<'a>,
+    now: Duration,
+}
+
+impl<'a> Run<'a> {
+    /// Lets time pass until `done` or `at_most` has passed; whether it was done.
+    fn until(
+        &mut self,
+        at_most: Duration,
+        mut done: impl FnMut(&mut turmoil::Sim<'a>, Duration) -> bool,
+    ) -> Result<bool> {
+        let end = self.now + at_most;
+        while self.now < end {
+            os::advance(TICK);
+            self.now += TICK;
+            self.sim.step().map_err(|error| anyhow!("the simulation ended: {error}"))?;
+            if done(&mut self.sim, self.now) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
