@@ -44,6 +44,9 @@ pub(crate) enum SendError {
     Silent,
     #[error("read a part of the snapshot")]
     Source(#[source] io::Error),
+    /// The task that reads ended before its end: what it had not read must not count as all.
+    #[error("the reading of the snapshot was cut off")]
+    Lost,
     #[error("the snapshot part of {0} bytes is too long")]
     PartTooLong(usize),
     #[error("the peer refused: {0:?}")]
@@ -94,7 +97,7 @@ impl Sender {
         let mut source = read_ahead(state, parts);
         let mut in_flight = VecDeque::new();
         let mut seq = 0;
-        while let Some((is_state, part)) = source.recv().await.transpose()? {
+        while let Some((is_state, part)) = source.recv().await.ok_or(SendError::Lost)?? {
             self.pay(part.len()).await;
             self.metrics.snapshot_sent_bytes.inc_by(part.len() as u64);
             let head = PartHead { transfer, seq, state: is_state }.encode();
@@ -145,7 +148,8 @@ async fn answer(answered: oneshot::Receiver<Frame>) -> Result<Reader, SendError>
     read_reply(frame.body)?.map_err(SendError::Refused)
 }
 
-type Piece = Result<(bool, Bytes), SendError>;
+/// Part of the state or not, and its bytes; None after the last.
+type Piece = Result<Option<(bool, Bytes)>, SendError>;
 
 /// Reads parts in a task of its own, a few ahead of the network.
 fn read_ahead(mut state: Bytes, mut parts: Box<dyn SnapshotSource>) -> mpsc::Receiver<Piece> {
@@ -153,7 +157,7 @@ fn read_ahead(mut state: Bytes, mut parts: Box<dyn SnapshotSource>) -> mpsc::Rec
     tokio::spawn(async move {
         while !state.is_empty() {
             let piece = state.split_to(state.len().min(PART_BYTES_MAX));
-            if pieces.send(Ok((true, piece))).await.is_err() {
+            if pieces.send(Ok(Some((true, piece)))).await.is_err() {
                 return;
             }
         }
@@ -168,12 +172,11 @@ fn read_ahead(mut state: Bytes, mut parts: Box<dyn SnapshotSource>) -> mpsc::Rec
                 Ok(Some(part)) if part.len() > PART_BYTES_MAX + PART_SLACK => {
                     Err(SendError::PartTooLong(part.len()))
                 }
-                Ok(Some(part)) => Ok((false, part)),
-                Ok(None) => return,
+                Ok(part) => Ok(part.map(|part| (false, part))),
                 Err(error) => Err(SendError::Source(error)),
             };
-            let failed = piece.is_err();
-            if pieces.send(piece).await.is_err() || failed {
+            let is_last = !matches!(piece, Ok(Some(_)));
+            if pieces.send(piece).await.is_err() || is_last {
                 return;
             }
         }
