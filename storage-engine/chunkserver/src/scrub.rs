@@ -194,7 +194,8 @@ impl Scrubber {
             for id in self.replicas.ids() {
                 let Some(Replica { digest, .. }) = self.replicas.get(id) else { continue };
                 if digest.is_due() {
-                    in_thread(move || digest.make()).await;
+                    // Every replica makes it of the same state: a panic must not end them all.
+                    let _ = tokio::spawn(in_thread(move || digest.make())).await;
                 }
             }
             for (copyset, scrub) in self.scrubs.with(|book| book.digests_wanted()) {
