@@ -13,6 +13,8 @@ use curve_wire::auth::Key;
 use curve_wire::pki::{Authority, CLUSTER_KEY_FILE, Identity, Role};
 use turmoil::Sim;
 
+use crate::workload::Shared;
+
 pub const MDS: [&str; 3] = ["mds-0", "mds-1", "mds-2"];
 pub const CHUNKSERVERS: [&str; 4] = ["cs-0", "cs-1", "cs-2", "cs-3"];
 
@@ -99,23 +101,29 @@ impl Files {
     }
 
     /// Adds the servers, which start with the first step.
-    pub fn add_servers(&self, sim: &mut Sim<'_>) -> Result<()> {
+    pub fn add_servers(&self, sim: &mut Sim<'_>, shared: &Shared) -> Result<()> {
         for name in MDS {
             let options = self.mds(name)?;
+            let shared = shared.clone();
             sim.host(name, move || {
-                let options = options.clone();
+                let (options, shared) = (options.clone(), shared.clone());
                 async move {
-                    ended(name, curve_mds::run(options, std::future::pending()).await);
+                    ended(&shared, name, curve_mds::run(options, std::future::pending()).await);
                     Ok(())
                 }
             });
         }
         for name in CHUNKSERVERS {
             let options = self.chunkserver(name);
+            let shared = shared.clone();
             sim.host(name, move || {
-                let options = options.clone();
+                let (options, shared) = (options.clone(), shared.clone());
                 async move {
-                    ended(name, curve_chunkserver::run(options, std::future::pending()).await);
+                    ended(
+                        &shared,
+                        name,
+                        curve_chunkserver::run(options, std::future::pending()).await,
+                    );
                     Ok(())
                 }
             });
@@ -133,8 +141,14 @@ impl Client {
     }
 }
 
-/// A process that ends by itself is started again by whoever put a fault into its disk.
-fn ended<E: std::error::Error>(name: &str, outcome: Result<(), E>) {
-    let why = outcome.err().map(|error| curve_wire::with_causes(&error));
+/// What the faults of a disk come to.
+const DISK_FAULTS: [&str; 2] = ["Input/output error", "does not match its checksum"];
+
+/// A process that ends by itself is started again later. It may do so for a fault of its disk only.
+fn ended<E: std::error::Error>(shared: &Shared, name: &str, outcome: Result<(), E>) {
+    let why = outcome.err().map(|error| curve_wire::with_causes(&error)).unwrap_or_default();
     tracing::warn!(name, why, "a process has ended");
+    if !DISK_FAULTS.iter().any(|fault| why.contains(fault)) {
+        shared.violate(format!("{name} ended without a fault of its disk: {why}"));
+    }
 }

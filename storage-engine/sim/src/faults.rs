@@ -96,8 +96,9 @@ impl<'a> Faults<'a> {
     fn mend(&mut self, sim: &mut Sim<'_>, mend: Mend) {
         match mend {
             Mend::Start(name) => {
+                // One that ended by itself leaves its faults behind.
                 if servers().any(|server| server == name) {
-                    self.devices.reopen(&self.files.device(name));
+                    self.devices.lose_process(&self.files.device(name));
                 }
                 sim.bounce(name);
             }
@@ -121,14 +122,10 @@ impl<'a> Faults<'a> {
     }
 
     fn lose_power(&mut self, sim: &mut Sim<'_>, name: &'static str, now: Duration) {
-        let device = self.files.device(name);
-        // Nothing of what its process still does on the way out reaches the disk.
-        if let Some(disk) = self.devices.disk(&device) {
-            disk.crash_at(disk.operations());
-        }
-        self.kill(sim, name, now, 200..6000);
+        // First: nothing of what its process still does on the way out reaches the disk.
         let rng = &mut self.rng;
-        self.devices.lose_power(&device, || rng.random());
+        self.devices.lose_power(&self.files.device(name), || rng.random());
+        self.kill(sim, name, now, 200..6000);
     }
 
     fn inject(&mut self, sim: &mut Sim<'_>, now: Duration) {
@@ -139,7 +136,10 @@ impl<'a> Faults<'a> {
             return;
         };
         match kind {
-            "process killed" => self.kill(sim, server, now, 100..12_000),
+            "process killed" => {
+                self.devices.lose_process(&self.files.device(server));
+                self.kill(sim, server, now, 100..12_000);
+            }
             "power lost" => self.lose_power(sim, server, now),
             // Rarely: it takes seconds until anything goes on.
             "power of all lost" if self.rng.random_bool(0.3) => {

@@ -21,8 +21,8 @@ pub struct Op {
     pub block: u64,
     /// Written or found; 0 is a block that was never written.
     pub version: u64,
-    /// Number of the attachment that it used.
-    pub attachment: u64,
+    /// Epoch of the attachment that it used.
+    pub epoch: u64,
     pub begun: Moment,
     /// None if its outcome is unknown.
     pub ended: Option<Moment>,
@@ -31,7 +31,8 @@ pub struct Op {
 /// An attachment: from the moment at which it was told, no older one changes anything.
 #[derive(Clone, Copy, Hash, Debug)]
 pub struct Attachment {
-    pub number: u64,
+    /// Orders attachments; they need not be told in this order.
+    pub epoch: u64,
     pub since: Moment,
 }
 
@@ -62,19 +63,16 @@ impl History {
         self.0.versions.get()
     }
 
-    /// A session was opened.
-    pub fn attached(&self) -> u64 {
+    /// A client was told that its session of `epoch` is open.
+    pub fn attached(&self, epoch: u64) {
         let since = self.now();
-        let mut attachments = self.0.attachments.borrow_mut();
-        let number = attachments.len() as u64 + 1;
-        attachments.push(Attachment { number, since });
-        number
+        self.0.attachments.borrow_mut().push(Attachment { epoch, since });
     }
 
-    pub fn begin(&self, kind: Kind, block: u64, version: u64, attachment: u64) -> Pending {
+    pub fn begin(&self, kind: Kind, block: u64, version: u64, epoch: u64) -> Pending {
         let begun = self.now();
         let mut ops = self.0.ops.borrow_mut();
-        ops.push(Op { kind, block, version, attachment, begun, ended: None });
+        ops.push(Op { kind, block, version, epoch, begun, ended: None });
         Pending(ops.len() - 1)
     }
 

@@ -40,9 +40,12 @@ impl Devices {
         }
     }
 
-    /// What a process had written is there when it comes back, but none of its failures.
-    pub fn reopen(&self, path: &Path) {
-        self.lose_power(path, || true);
+    /// The process dies, now: what it had written is there when it comes back, synced or not. What
+    /// it still does on the way out is not, and neither are the faults that it met.
+    pub fn lose_process(&self, path: &Path) {
+        if let Some(device) = self.lock().get_mut(path) {
+            device.disk = Arc::new(device.disk.after_kill());
+        }
     }
 
     pub fn set_latency(&self, path: &Path, latency: Duration) {

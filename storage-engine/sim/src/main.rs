@@ -15,6 +15,7 @@ mod workload;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
@@ -35,6 +36,9 @@ const FORMED_WITHIN: Duration = Duration::from_secs(60);
 const FAULTS_FOR: Duration = Duration::from_secs(25);
 /// Once nothing is broken any more, everything must work after so long.
 const HEALED_WITHIN: Duration = Duration::from_secs(180);
+
+/// A task that panics takes nothing else with it, so it has to be counted.
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Simulates a cluster with everything that can go wrong.
 #[derive(Parser)]
@@ -74,6 +78,11 @@ fn main() -> Result<ExitCode> {
         .init();
     let dir = tempfile::tempdir()?;
     os::begin(seed);
+    let report_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        report_panic(panic);
+    }));
     // On a thread that has not drawn the keys of its hash maps yet.
     let path = dir.path().to_owned();
     let simulation = std::thread::spawn(move || simulate(seed, &path));
@@ -97,7 +106,7 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
         .tcp_capacity(1 << 16)
         .enable_random_order()
         .build();
-    files.add_servers(&mut sim)?;
+    files.add_servers(&mut sim, &shared)?;
     for (number, name) in (0..).zip(CLIENTS) {
         let (shared, mds) = (shared.clone(), std::rc::Rc::new(files.client()));
         sim.host(name, move || {
@@ -127,6 +136,10 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
         violations.push(format!("the cluster did not form within {FORMED_WITHIN:?}"));
     }
     violations.extend(shared.violations());
+    let panics = PANICS.load(Ordering::Relaxed);
+    if panics > 0 {
+        violations.push(format!("{panics} tasks have panicked: see stderr"));
+    }
     violations.extend(invariants::violations(&shared.history));
     Ok(Report {
         seed,

@@ -81,7 +81,7 @@ impl Shared {
         self.inner.borrow().finished
     }
 
-    fn violate(&self, what: String) {
+    pub fn violate(&self, what: String) {
         self.inner.borrow_mut().violations.push(what);
     }
 
@@ -122,10 +122,9 @@ pub async fn run(number: u64, seed: u64, mds: MdsClient, shared: Shared) -> Resu
     while !shared.is_stopping() {
         let time = Duration::from_millis(rng.random_range(500..6000));
         match attach(&mds, &shared).await {
-            Ok((volume, attachment)) => {
+            Ok((volume, epoch)) => {
                 let seeds: Vec<u64> = (0..WORKERS).map(|_| rng.random()).collect();
-                let workers =
-                    seeds.into_iter().map(|seed| work(seed, &volume, attachment, &shared));
+                let workers = seeds.into_iter().map(|seed| work(seed, &volume, epoch, &shared));
                 let _ = tokio::time::timeout(time, futures::future::join_all(workers)).await;
             }
             Err(error) => tracing::debug!(%error, "not attached"),
@@ -145,14 +144,15 @@ pub async fn run(number: u64, seed: u64, mds: MdsClient, shared: Shared) -> Resu
 async fn attach(mds: &MdsClient, shared: &Shared) -> Result<(Volume, u64)> {
     let options = AttachOptions { node: "sim".to_owned(), force: true, ..Default::default() };
     let session = mds.attach(VOLUME, &options).await?;
-    let attachment = shared.history.attached();
+    let epoch = session.epoch.0;
+    shared.history.attached(epoch);
     shared.count("attachments");
     let options = VolumeOptions { io_deadline: Duration::from_secs(20), ..Default::default() };
-    Ok((Volume::open_with(mds.clone(), session, options).await?, attachment))
+    Ok((Volume::open_with(mds.clone(), session, options).await?, epoch))
 }
 
 /// Writes and reads until the volume fails.
-async fn work(seed: u64, volume: &Volume, attachment: u64, shared: &Shared) {
+async fn work(seed: u64, volume: &Volume, epoch: u64, shared: &Shared) {
     let mut rng = StdRng::seed_from_u64(seed);
     while !shared.is_stopping() {
         let chunk = rng.random_range(0..CHUNKS);
@@ -160,11 +160,11 @@ async fn work(seed: u64, volume: &Volume, attachment: u64, shared: &Shared) {
         let count = rng.random_range(1..=(BLOCKS - first).min(3));
         let first = chunk * (CHUNK_SIZE / BLOCK_SIZE) + first;
         let done = match rng.random_bool(0.6) {
-            true => write(volume, first, count, attachment, shared).await,
-            false => read(volume, first, count, attachment, shared).await,
+            true => write(volume, first, count, epoch, shared).await,
+            false => read(volume, first, count, epoch, shared).await,
         };
         if let Err(error) = done {
-            tracing::debug!(%error, attachment, "an operation failed");
+            tracing::debug!(%error, epoch, "an operation failed");
             shared.count("failed operations");
             if volume.is_ended() {
                 return;
@@ -174,16 +174,10 @@ async fn work(seed: u64, volume: &Volume, attachment: u64, shared: &Shared) {
     }
 }
 
-async fn write(
-    volume: &Volume,
-    first: u64,
-    count: u64,
-    attachment: u64,
-    shared: &Shared,
-) -> Result<()> {
+async fn write(volume: &Volume, first: u64, count: u64, epoch: u64, shared: &Shared) -> Result<()> {
     let history = &shared.history;
     let version = history.next_version();
-    let begin = |block| history.begin(Kind::Write, block, version, attachment);
+    let begin = |block| history.begin(Kind::Write, block, version, epoch);
     let pending: Vec<_> = (first..first + count).map(begin).collect();
     volume.write(first * BLOCK_SIZE, fill(first, count, version)).await?;
     pending.iter().for_each(|op| history.end(op, version));
@@ -191,17 +185,10 @@ async fn write(
     Ok(())
 }
 
-async fn read(
-    volume: &Volume,
-    first: u64,
-    count: u64,
-    attachment: u64,
-    shared: &Shared,
-) -> Result<()> {
+async fn read(volume: &Volume, first: u64, count: u64, epoch: u64, shared: &Shared) -> Result<()> {
     let history = &shared.history;
-    let pending: Vec<_> = (first..first + count)
-        .map(|block| history.begin(Kind::Read, block, 0, attachment))
-        .collect();
+    let pending: Vec<_> =
+        (first..first + count).map(|block| history.begin(Kind::Read, block, 0, epoch)).collect();
     let data = volume.read(first * BLOCK_SIZE, (count * BLOCK_SIZE) as u32).await?;
     let blocks = data.chunks_exact(BLOCK_SIZE as usize);
     for ((block, bytes), op) in (first..).zip(blocks).zip(&pending) {
@@ -216,12 +203,13 @@ async fn read(
 
 /// Reads every block that was ever used, once.
 async fn read_all(mds: &MdsClient, shared: &Shared) -> Result<()> {
-    let (volume, attachment) = attach(mds, shared).await?;
+    let (volume, epoch) = attach(mds, shared).await?;
     for chunk in 0..CHUNKS {
         let first = chunk * (CHUNK_SIZE / BLOCK_SIZE);
-        read(&volume, first, BLOCKS, attachment, shared).await.context("last read")?;
+        read(&volume, first, BLOCKS, epoch, shared).await.context("last read")?;
     }
     let status = mds.status().await?;
-    ensure!(status.copysets_degraded == 0, "copysets are degraded: {:?}", status.messages);
+    let is_whole = status.copysets_degraded == 0 && status.copysets_unavailable == 0;
+    ensure!(status.copysets_whole > 0 && is_whole, "not whole: {:?}", status.messages);
     Ok(())
 }

@@ -105,11 +105,11 @@ mod tests {
     use super::*;
 
     fn op(kind: Kind, version: u64, begun: Moment, ended: Option<Moment>) -> Op {
-        Op { kind, block: 7, version, attachment: 1, begun, ended }
+        Op { kind, block: 7, version, epoch: 1, begun, ended }
     }
 
     fn count(ops: &[Op]) -> usize {
-        violations(ops, &[Attachment { number: 1, since: 0 }]).len()
+        violations(ops, &[Attachment { epoch: 1, since: 0 }]).len()
     }
 
     #[test]
@@ -144,12 +144,10 @@ mod tests {
 
     #[test]
     fn a_fenced_write_has_its_effect_before_the_fence_or_never() {
-        let attachments = [Attachment { number: 1, since: 0 }, Attachment { number: 2, since: 5 }];
+        let attachments = [Attachment { epoch: 1, since: 0 }, Attachment { epoch: 2, since: 5 }];
         let write = op(Kind::Write, 1, 1, None);
-        let later = |version, begun| Op {
-            attachment: 2,
-            ..op(Kind::Read, version, begun, Some(begun + 1))
-        };
+        let later =
+            |version, begun| Op { epoch: 2, ..op(Kind::Read, version, begun, Some(begun + 1)) };
         assert_eq!(violations(&[write, later(1, 6), later(1, 8)], &attachments).len(), 0);
         assert_eq!(violations(&[write, later(0, 6), later(0, 8)], &attachments).len(), 0);
         assert_ne!(violations(&[write, later(0, 6), later(1, 8)], &attachments).len(), 0);

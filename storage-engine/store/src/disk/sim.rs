@@ -88,6 +88,18 @@ impl SimDisk {
         Self { len: self.len, state: Mutex::new(state) }
     }
 
+    /// What a restarted process would find: all that was written, synced or not, and no faults.
+    pub fn after_kill(&self) -> Self {
+        let state = State {
+            operations: 0,
+            crash_at: None,
+            fail_at: None,
+            bad_block: None,
+            ..self.lock().clone()
+        };
+        Self { len: self.len, state: Mutex::new(state) }
+    }
+
     /// Where a reader sees this content of a block.
     pub fn find(&self, content: &[u8]) -> Vec<u64> {
         let state = self.lock();
