@@ -8,7 +8,6 @@ use curve_types::{BLOCK_SIZE, ChunkKey, VolumeId};
 
 use crate::log::index::Placed;
 use crate::space::{CopyKind, Space, check_range};
-use crate::store::Owner;
 use crate::{Group, LogPosition, StoreError};
 
 /// Permission to change the chunk space. Changes are in memory until the next checkpoint; after
@@ -34,10 +33,6 @@ impl<'a> Apply<'a> {
 
     pub(crate) fn space(&self) -> &Arc<Space> {
         &self.space
-    }
-
-    pub(crate) fn owner(&self) -> Arc<Owner> {
-        self.group.owner.clone()
     }
 
     /// Writes at any byte alignment; partial blocks are read, changed and written.

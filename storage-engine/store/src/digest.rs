@@ -2,27 +2,20 @@
 //! one at the same index. Nothing is read from the device; that what lies there matches its
 //! checksum is for the scrub to see.
 
-use std::sync::Arc;
-
 use crate::Apply;
 use crate::codec::crc32c;
-use crate::space::{ChunkMap, Pin};
-use crate::store::Owner;
+use crate::space::ChunkMap;
 
-/// The tables of a group, held still: blocks that they refer to are not reused while it lives.
+/// The tables of a group, held still. Blocks that they refer to may be reused: a digest reads none.
 pub struct HeldTables {
     chunks: ChunkMap,
-    _pin: Pin,
-    _owner: Arc<Owner>,
 }
 
 impl Apply<'_> {
     /// The tables now. Takes as long as a view; the digest, which takes longer, may be made
     /// elsewhere.
     pub fn hold_tables(&self) -> HeldTables {
-        let pin = self.space().pin();
-        let chunks = pin.space.snapshot();
-        HeldTables { chunks, _pin: pin, _owner: self.owner() }
+        HeldTables { chunks: self.space().snapshot() }
     }
 }
 
