@@ -12,7 +12,7 @@ use crate::data::DataArea;
 use crate::group::GroupInner;
 use crate::health::Device;
 use crate::install::Staged;
-use crate::simulate::{Loops, Waker};
+use crate::simulate::{Loops, Waker, is_simulated};
 use crate::space::Space;
 use crate::store::Done;
 use crate::wal::queue::Queue;
@@ -52,7 +52,7 @@ impl Core {
     /// Takes room in the ring; waits for it as the options say.
     pub fn reserve(&self, cost: u64, purpose: Purpose) -> Result<(), StoreError> {
         self.device.check()?;
-        let wait = if self.has_threads() { self.options.wal_full_wait } else { Duration::ZERO };
+        let wait = if is_simulated() { Duration::ZERO } else { self.options.wal_full_wait };
         self.wal.reserve(cost, purpose, wait, &self.device, || {
             self.press();
             self.serve();

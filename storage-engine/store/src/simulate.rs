@@ -124,8 +124,4 @@ impl Core {
         self.serve();
         drop(self.loops.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
-
-    pub fn has_threads(&self) -> bool {
-        self.loops().is_none()
-    }
 }
