@@ -9,25 +9,13 @@ use super::*;
 use crate::log::{self, WireId, ids_to_wire};
 use crate::plan::plan;
 use crate::state::State;
+use crate::testing::Dice;
 use crate::view::{Report, Seen, View};
 
 const OUT_AFTER: Duration = Duration::from_secs(60);
 /// Time that passes between two looks; a replica's way takes one or more of them.
 const STEP: Duration = Duration::from_secs(35);
 const GIB: u64 = 1 << 30;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 struct Sim {
     state: State,

@@ -10,23 +10,11 @@ use curve_wire::proto::TableDigest;
 use super::*;
 use crate::log::ids_to_wire;
 use crate::state::{Comparison, State};
+use crate::testing::Dice;
 use crate::view::{Heard, Report, View};
 
 const STEP: Duration = Duration::from_secs(1800);
 const DAY_MS: u64 = 24 * 3600 * 1000;
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// A chunkserver's side of the orders.
 #[derive(Default)]
