@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use curve_client::{MdsClient, MdsError, MdsErrorKind};
-use curve_raft::device::open_or_create;
 use curve_raft::in_thread;
 use curve_store::{
     DeviceState, Disk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions, format,
-    inspect,
+    inspect, simulate::open_or_create,
 };
 use curve_types::{ClusterId, DeviceId};
 use curve_wire::auth::Key;

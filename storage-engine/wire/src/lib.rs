@@ -2,8 +2,8 @@
 //!
 //! Control plane: protobuf over tonic with mutual TLS (`proto`, `tls`, `pki`). Data plane: frames
 //! over TCP (`frame`, `chunk`) on connections authenticated by a key handshake (`auth`, `rpc`).
-//! Both run over `net`. `telemetry` serves metrics and sets up logs, the same for every process. No storage, no
-//! placement, no retry policy lives here.
+//! Both run over `net`. `telemetry` serves metrics and sets up logs, the same for every process. No
+//! storage, no placement, no retry policy lives here.
 
 pub mod auth;
 mod causes;

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -149,12 +149,11 @@ impl Accept for tokio::net::TcpListener {
 }
 
 /// A listening socket.
-#[derive(Clone)]
-pub struct Listener(Arc<dyn Accept>);
+pub struct Listener(Box<dyn Accept>);
 
 impl Listener {
     pub fn new(accept: impl Accept) -> Self {
-        Self(Arc::new(accept))
+        Self(Box::new(accept))
     }
 
     pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {

@@ -102,9 +102,7 @@ impl SimDisk {
 
     /// Where a reader sees this content of a block.
     pub fn find(&self, content: &[u8]) -> Vec<u64> {
-        let state = self.lock();
-        let same = state.visible.iter().filter(|(_, block)| block[..] == *content);
-        same.map(|(number, _)| number * ALIGN as u64).collect()
+        self.find_where(|block| block == content)
     }
 
     /// Where a reader sees a block of which `wanted` is true.
