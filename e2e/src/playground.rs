@@ -1,5 +1,6 @@
 //! A playground as the tests use it: the real binary, started, killed and started again.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use xtask::paths::Paths;
 
 use crate::wait;
 
+/// The name of the process that starts the others.
+const ITSELF: &str = "playground";
 const STOPPED: Duration = Duration::from_secs(30);
 const SERVING: Duration = Duration::from_secs(30);
 
@@ -30,7 +33,7 @@ pub fn binary() -> Result<&'static Path> {
 
 /// The directory of this checkout's binaries, built if they are not up to date.
 pub fn binaries() -> Result<PathBuf> {
-    let mut cargo = deploy::build_command(&Paths::from_env()?);
+    let mut cargo = deploy::build_command(&Paths::from_env()?, false);
     let built = cargo.arg("--quiet").status().context("run cargo")?;
     ensure!(built.success(), "cargo build failed");
     let test = std::env::current_exe().context("find this test's binary")?;
@@ -185,7 +188,7 @@ impl Playground {
         let children = ["mds", "chunkservers"].into_iter().flat_map(|kind| plan[kind].as_array());
         let mut found = Vec::new();
         for process in children.flatten().chain([&plan]) {
-            let name = process["name"].as_str().unwrap_or("playground");
+            let name = process["name"].as_str().unwrap_or(ITSELF);
             for kind in ["grpc", "raft", "data", "metrics"] {
                 if let Some(port) = process[kind].as_u64() {
                     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port as u16));
@@ -196,11 +199,15 @@ impl Playground {
         Ok(found)
     }
 
-    /// kill -9 of one child; the playground starts it again.
+    /// kill -9 of one child, which is dead when this returns; the playground starts it again.
     pub fn kill_child(&self, name: &str) -> Result<()> {
         let pids = self.pids()?;
-        let (_, pid) = pids.iter().find(|(found, _)| found == name).context("no such child")?;
-        kill(Pid::from_raw(*pid), Signal::SIGKILL).with_context(|| format!("kill {name}"))
+        let (_, pid) = pids
+            .iter()
+            .find(|(found, _)| found == name)
+            .with_context(|| format!("{name} does not run; those that do are {pids:?}"))?;
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).with_context(|| format!("kill {name}"))?;
+        wait_gone(&[(name.to_owned(), *pid)])
     }
 
     /// kill -9 of everything at once, the playground itself first so that nothing restarts.
@@ -212,10 +219,7 @@ impl Playground {
             let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         self.process.0.wait().context("wait for the playground")?;
-        wait::until("all children to be gone", STOPPED, || {
-            let alive = pids.iter().find(|(_, pid)| is_running(*pid));
-            alive.map_or(Ok(()), |(name, _)| Err(format!("{name} still runs")))
-        })
+        wait_gone(&pids)
     }
 
     /// Ends it in order.
@@ -247,14 +251,35 @@ impl Playground {
         Ok(Running(child))
     }
 
-    /// Waits until all copysets have all replicas and nothing is wrong.
+    /// Children of the plan that are not there: dead, and not yet started again.
+    fn missing(&self) -> Result<Vec<String>> {
+        let running = self.pids()?.into_iter().filter(|(_, pid)| is_running(*pid));
+        let running: BTreeSet<String> = running.map(|(name, _)| name).collect();
+        let planned = self.ports()?.into_iter().map(|port| port.process);
+        let planned: BTreeSet<String> = planned.filter(|name| name != ITSELF).collect();
+        Ok(planned.difference(&running).cloned().collect())
+    }
+
+    /// Waits until all children run, all copysets have all replicas and nothing is wrong. The
+    /// status alone would not say so: for some seconds the MDS does not know that one is dead.
     pub fn wait_healthy(&self, timeout: Duration) -> Result<Value> {
+        wait::until("all children to run", timeout, || match self.missing() {
+            Ok(missing) if missing.is_empty() => Ok(()),
+            other => Err(format!("missing: {other:?}")),
+        })?;
         wait::until("a healthy playground", timeout, || match self.status() {
             Ok(status) if status["health"] == "ok" => Ok(status),
             Ok(status) => Err(format!("{} {}", status["health"], status["messages"])),
             Err(error) => Err(format!("{error:#}")),
         })
     }
+}
+
+fn wait_gone(pids: &[(String, i32)]) -> Result<()> {
+    wait::until("all that was killed to be gone", STOPPED, || {
+        let alive = pids.iter().find(|(_, pid)| is_running(*pid));
+        alive.map_or(Ok(()), |(name, _)| Err(format!("{name} still runs")))
+    })
 }
 
 /// Neither gone nor a zombie that nobody has reaped yet.
