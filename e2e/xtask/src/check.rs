@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::command::{self, last_line};
-use crate::deploy::cargo;
+use crate::deploy::{cargo, test_command};
 use crate::paths::Paths;
 use crate::progress::Step;
 
@@ -54,12 +54,7 @@ pub fn check(paths: &Paths) -> Result<Vec<Outcome>> {
                 .args(["clippy", "--workspace", "--all-targets", "--"])
                 .args(["-D", "warnings"]),
         ),
-        part(
-            paths,
-            "crds drift",
-            // As the unit tests are built: nothing is compiled for this alone.
-            cargo(paths).args(["test", "--workspace", "--exclude", "curve-e2e", "--test", "crds"]),
-        ),
+        part(paths, "crds drift", test_command(paths).args(["--test", "crds"])),
     ];
     // It reads the manifests of all platforms' dependencies; a build here fetches only its own.
     outcomes.push(part(paths, "cargo fetch", cargo(paths).args(["fetch", "--locked"])));

@@ -16,6 +16,8 @@ use crate::paths::Paths;
 use crate::progress::Step;
 use crate::tools::Tools;
 
+/// Package and program.
+pub const SIMULATOR: &str = "curve-sim";
 pub const RELEASE_NAMESPACE: &str = "curve-system";
 /// Three MDS and three chunkservers from nothing, on two busy cores.
 const READY_LIMIT: Duration = Duration::from_secs(600);
@@ -60,17 +62,30 @@ impl Api {
 }
 
 /// Builds the product's binaries, always all: another selection of packages has other features of
-/// the dependencies that they share, and would compile those again.
-pub fn build_command(paths: &Paths) -> Command {
+/// the dependencies that they share, and would compile those again. For development the simulator
+/// is built with them, which brings these features to what [`test_command`] has: one build serves
+/// both.
+pub fn build_command(paths: &Paths, release: bool) -> Command {
     let mut cargo = cargo(paths);
     cargo.args(["build", "--package", "curve", "--package", "curve-operator"]);
     cargo.args(["--package", "curve-csi", "--bins"]);
+    if !release {
+        cargo.args(["--package", SIMULATOR]);
+    }
     cargo
 }
 
 /// Builds the product's binaries; says which directory they are in.
 pub fn build(paths: &Paths, release: bool, step: &mut Step) -> Result<PathBuf> {
-    run_build(paths, build_command(paths), release, step)
+    run_build(paths, build_command(paths, release), release, step)
+}
+
+/// `cargo test` of the whole workspace, so that dependencies keep to one set of features, but for
+/// the fuzz targets: they have a build of their own, and their features would enter this one.
+pub fn test_command(paths: &Paths) -> Command {
+    let mut cargo = cargo(paths);
+    cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "curve-fuzz"]);
+    cargo
 }
 
 /// Builds `curve` alone, optimized: a benchmark of the engine needs no operator and no CSI driver.

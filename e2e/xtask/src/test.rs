@@ -12,7 +12,7 @@ use crate::check::{self, Outcome};
 use crate::cluster::Cluster;
 use crate::cluster::record::{ClusterLock, LOCK_HELD_ENV};
 use crate::command;
-use crate::deploy::{self, cargo};
+use crate::deploy::{self, test_command};
 use crate::fuzz;
 use crate::packages;
 use crate::paths::Paths;
@@ -91,13 +91,7 @@ pub fn kills(paths: &Paths, rounds: u64, seed: u64) -> Result<()> {
 
 /// Runs the simulator on `seeds` seeds.
 pub fn simulate(paths: &Paths, first: u64, seeds: u64) -> Result<Outcome> {
-    let mut build = cargo(paths);
-    build.args(["build", "--workspace", "--bin", "curve-sim"]);
-    let built = check::part(paths, "simulator", &mut build);
-    if built.failure.is_some() {
-        return Ok(built);
-    }
-    let mut run = Command::new(deploy::target_dir(paths)?.join("debug/curve-sim"));
+    let mut run = Command::new(build_binaries(paths)?.join(deploy::SIMULATOR));
     run.args(["--first", &first.to_string(), "--seeds", &seeds.to_string()]);
     Ok(check::part(paths, "simulation", &mut run))
 }
@@ -110,8 +104,8 @@ impl Run {
 
     fn unit(&mut self) -> Result<()> {
         let tools = self.csi_tools()?;
-        let mut cargo = cargo(&self.paths);
-        cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "curve-e2e"]);
+        let mut cargo = test_command(&self.paths);
+        cargo.args(["--exclude", "curve-e2e"]);
         // The driver over doubles runs the whole suite; charts are tested with the pinned helm.
         cargo.env("CURVE_CSI_SANITY", tools.csi_sanity());
         cargo.env("CURVE_HELM", tools.helm());
@@ -134,7 +128,7 @@ impl Run {
 
     /// The engine as processes on loopback, without Kubernetes.
     fn playground(&mut self) -> Result<()> {
-        self.build_binaries()?;
+        build_binaries(&self.paths)?;
         for target in test_files(&self.paths.repo.join("e2e/tests"), &["playground_"])? {
             let mut cargo = cargo_test_of(&self.paths, &target);
             cargo.args(["--", "--test-threads=1"]);
@@ -144,20 +138,12 @@ impl Run {
     }
 
     fn csi_sanity(&mut self) -> Result<()> {
-        self.build_binaries()?;
+        build_binaries(&self.paths)?;
         let tools = self.csi_tools()?;
         let mut cargo = cargo_test_of(&self.paths, CSI_SANITY);
         cargo.args(["--", "--nocapture"]).env("CURVE_CSI_SANITY", tools.csi_sanity());
         self.cargo_test("csi-sanity", &mut cargo);
         Ok(())
-    }
-
-    /// What these tests start must be what the source says.
-    fn build_binaries(&self) -> Result<()> {
-        let mut step = Step::new("binaries".into());
-        let built = deploy::build(&self.paths, false, &mut step);
-        step.finish(built.is_ok());
-        built.map(drop)
     }
 
     fn end_to_end(&mut self, name: Option<&str>) -> Result<()> {
@@ -300,11 +286,17 @@ fn path_with(entries: &[PathBuf]) -> Result<std::ffi::OsString> {
     std::env::join_paths(all).context("join PATH")
 }
 
-/// `--workspace` keeps to one set of features of every dependency: `--package` would compile them
-/// all again.
+/// What tests start must be what the source says. Returns the directory that they are in.
+fn build_binaries(paths: &Paths) -> Result<PathBuf> {
+    let mut step = Step::new("binaries".into());
+    let built = deploy::build(paths, false, &mut step);
+    step.finish(built.is_ok());
+    built
+}
+
 fn cargo_test_of(paths: &Paths, target: &str) -> Command {
-    let mut cargo = cargo(paths);
-    cargo.args(["test", "--no-fail-fast", "--workspace", "--test", target]);
+    let mut cargo = test_command(paths);
+    cargo.args(["--test", target]);
     cargo
 }
 

@@ -44,6 +44,7 @@ const IMPORTS: &[(&str, &str, &[&str])] = &[
             "curve-types",
             "curve-wire",
             "curve-store",
+            "curve-raft",
             "curve-mds",
             "curve-chunkserver",
             "curve-client",
