@@ -5,12 +5,21 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::transport::{Channel, Endpoint, Uri};
+
+/// A peer whose host acknowledges nothing for so long is lost: the connection fails with
+/// `TimedOut`. Without such a limit, what waits for a host that lost its power waits for a quarter
+/// of an hour. A connection made anew costs a round trip or two, so a false alarm is cheap.
+pub const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// An idle connection is probed after so long, and then as often.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What connections are made over.
 #[async_trait]
@@ -28,13 +37,24 @@ pub fn simulate(network: Box<dyn Network>) -> bool {
     SIMULATED.set(network).is_ok()
 }
 
-/// Connects to `HOST:PORT`, without delay for small messages.
+/// Sends small messages without delay, and has the kernel notice the loss of the peer's host.
+fn set_up(stream: &tokio::net::TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    // For what is sent and not acknowledged; the probes are for what was sent and acknowledged,
+    // and is awaited.
+    socket.set_tcp_user_timeout(Some(SILENCE_MAX))?;
+    let probes = TcpKeepalive::new().with_time(PROBE_INTERVAL).with_interval(PROBE_INTERVAL);
+    socket.set_tcp_keepalive(&probes)
+}
+
+/// Connects to `HOST:PORT`.
 pub async fn connect(address: &str) -> io::Result<Stream> {
     if let Some(network) = SIMULATED.get() {
         return network.connect(address).await;
     }
     let stream = tokio::net::TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    set_up(&stream)?;
     Ok(stream.into())
 }
 
@@ -143,7 +163,7 @@ impl Accept for tokio::net::TcpListener {
     async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         let (stream, address) = tokio::net::TcpListener::accept(self).await?;
         // A connection that has gone is noticed by whoever reads from it.
-        let _ = stream.set_nodelay(true);
+        let _ = set_up(&stream);
         Ok((stream.into(), address))
     }
 }
@@ -172,5 +192,59 @@ impl Listener {
 impl From<tokio::net::TcpListener> for Listener {
     fn from(listener: tokio::net::TcpListener) -> Self {
         Self::new(listener)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::Instant;
+
+    use nix::sched::{CloneFlags, unshare};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    fn set_loopback(state: &str) {
+        let set = Command::new("ip").args(["link", "set", "lo", state]).status();
+        assert!(set.expect("run ip").success());
+    }
+
+    /// Both ends of a connection in a network of this thread's own, which is then switched off
+    /// after `sent` went from one end to the other.
+    async fn silenced(sent: &[u8]) -> (Stream, Stream) {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network of its own: this test runs as root");
+        set_loopback("up");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address").to_string();
+        let listener = Listener::from(listener);
+        let (near, far) = tokio::join!(connect(&address), listener.accept());
+        let (mut near, (mut far, _)) = (near.expect("connect"), far.expect("accept"));
+        near.write_all(sent).await.expect("send");
+        let mut received = vec![0; sent.len()];
+        far.read_exact(&mut received).await.expect("receive");
+        set_loopback("down");
+        (near, far)
+    }
+
+    async fn fails_in_time(stream: &mut Stream) {
+        let began = Instant::now();
+        let read = tokio::time::timeout(3 * SILENCE_MAX, stream.read_u8()).await;
+        let error = read.expect("noticed").expect_err("nothing was sent");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        assert!(began.elapsed() < SILENCE_MAX + 2 * PROBE_INTERVAL, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_falls_silent_before_it_acknowledges_is_noticed() {
+        let (mut near, _far) = silenced(b"before").await;
+        near.write_all(b"after").await.expect("send");
+        fails_in_time(&mut near).await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_falls_silent_before_it_answers_is_noticed_on_both_sides() {
+        let (mut near, mut far) = silenced(b"a question").await;
+        tokio::join!(fails_in_time(&mut near), fails_in_time(&mut far));
     }
 }
