@@ -31,6 +31,7 @@ use crate::replica::{Machine, Replica};
 use crate::room::LogRoom;
 use crate::snapshot::{Receiver, Sender, refuse};
 use crate::types::NodeId;
+use crate::witness::{ReplicaId, tell};
 use crate::{Factory, GroupHandle, GroupReport, HostOptions, Leadership, Timing};
 
 mod upkeep;
@@ -336,15 +337,18 @@ impl Host {
     /// Removes what the store has of a replica that is not running.
     async fn forget(&self, id: CopysetId) -> Result<(), HostError> {
         let (done, removed) = oneshot::channel();
+        tell(|witness| witness.dropped(ReplicaId { device: self.shared.device, group: id }));
         self.shared.store.remove_group(id, Box::new(|result| drop(done.send(result))))?;
         removed.await.map_err(|_| HostError::ShuttingDown)??;
         Ok(())
     }
 
     async fn start_group(&self, found: RecoveredGroup) -> Result<Arc<GroupCore>, HostError> {
-        let RecoveredGroup { group, applied, state, .. } = found;
+        let RecoveredGroup { group, applied, state, vote, log_state } = found;
         let id = group.id();
         let shared = self.shared.clone();
+        let who = ReplicaId { device: shared.device, group: id };
+        tell(|witness| witness.started(who, vote, log_state.last));
         let make = |group: &_, state| (self.factory)(id, group, state);
         let replica = Replica::new(group.clone(), applied, state, make)
             .map_err(|source| HostError::StateMachine { id, source })?;
@@ -382,7 +386,7 @@ impl Host {
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
-        core.spawn(serve_appends(raft, deliveries));
+        core.spawn(serve_appends(who, raft, deliveries));
         core.spawn(attend(core.clone(), self.failed.clone()));
         Ok(core)
     }

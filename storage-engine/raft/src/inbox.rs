@@ -16,7 +16,8 @@ use crate::core::{GroupCore, Raft};
 use crate::peers::Lane;
 use crate::room::Admitted;
 use crate::snapshot::refuse;
-use crate::types::{AppendRequest, VoteRequest, VoteResponse};
+use crate::types::{AppendRequest, VoteRequest, VoteResponse, position};
+use crate::witness::{ReplicaId, tell};
 
 /// Appends of one group that wait for its Raft core. Leaders keep four in flight, so this is full
 /// only when the core hangs.
@@ -128,7 +129,7 @@ impl GroupCore {
             return Some(self.denial());
         }
         if request.leadership_transfer {
-            return self.raft.vote(request).await.ok();
+            return self.vote_and_tell(request).await;
         }
         if !self.gate.may_replace(Instant::now()) {
             return Some(self.denial());
@@ -136,11 +137,20 @@ impl GroupCore {
         let lost = self.followed().filter(|leader| self.has_lost(leader.node_id.0));
         let deposed = lost.filter(|leader| self.gate.depose(*leader, Instant::now()));
         request.leadership_transfer = deposed.is_some();
-        let response = self.raft.vote(request).await.ok();
+        let response = self.vote_and_tell(request).await;
         if let Some(leader) = deposed {
             self.gate.reinstate(leader);
         }
         response
+    }
+
+    async fn vote_and_tell(&self, request: VoteRequest) -> Option<VoteResponse> {
+        let term = request.vote.leader_id.into();
+        let response = self.raft.vote(request).await.ok()?;
+        if response.vote_granted {
+            tell(|witness| witness.voted(self.replica_id(), term));
+        }
+        Some(response)
     }
 
     fn has_lost(&self, leader: DeviceId) -> bool {
@@ -189,7 +199,11 @@ impl GroupCore {
 
 /// Hands appends to Raft in order and answers each when it is durable. The futures are polled
 /// first in the order they were pushed, and their first poll queues the append.
-pub(crate) async fn serve_appends(raft: Raft, mut inbox: mpsc::Receiver<Delivery>) {
+pub(crate) async fn serve_appends(
+    replica: ReplicaId,
+    raft: Raft,
+    mut inbox: mpsc::Receiver<Delivery>,
+) {
     let mut pending = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -197,9 +211,16 @@ pub(crate) async fn serve_appends(raft: Raft, mut inbox: mpsc::Receiver<Delivery
             delivery = inbox.recv(), if pending.len() < INBOX_MAX => {
                 let Some((request, room, replier)) = delivery else { return };
                 let raft = raft.clone();
+                let term = request.vote.leader_id.into();
+                let last = request.entries.last().map(|entry| position(&entry.log_id));
                 pending.push(async move {
                     let body = match raft.append_entries(request).await {
-                        Ok(response) => message::encode_append_reply(&response),
+                        Ok(response) => {
+                            if let Some(last) = last.filter(|_| response.is_success()) {
+                                tell(|witness| witness.acknowledged(replica, term, last));
+                            }
+                            message::encode_append_reply(&response)
+                        }
                         Err(_) => Refusal::Stopped.encode(),
                     };
                     drop(room);

@@ -25,6 +25,7 @@ mod replica;
 mod room;
 mod snapshot;
 mod types;
+pub mod witness;
 
 pub use blocking::in_thread;
 pub use group::{ChangeError, GroupHandle, Leadership, ProposeError, ReadError, TransferError};

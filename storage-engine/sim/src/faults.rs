@@ -2,25 +2,31 @@
 
 use std::time::Duration;
 
+use curve_store::{DeviceState, inspect};
+use curve_types::DeviceId;
+use curve_wire::net::SILENCE_MAX;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng};
 use turmoil::Sim;
 
 use crate::cluster::{CHUNKSERVERS, Files, MDS};
+use crate::invariants::Promises;
 use crate::machine::Devices;
-use crate::os;
 use crate::workload::Shared;
+use crate::{network, os};
 
 pub const CLIENTS: [&str; 2] = ["client-0", "client-1"];
 
 /// Every kind of fault, as it is counted.
-pub const KINDS: [&str; 9] = [
+pub const KINDS: [&str; 11] = [
     "process killed",
     "power lost",
     "power of all lost",
+    "power lost at a vote",
     "client killed",
-    "partition",
+    "messages delayed",
+    "messages lost",
     "slow disk",
     "write error",
     "bit rot",
@@ -30,6 +36,9 @@ pub const KINDS: [&str; 9] = [
 /// Ends a fault.
 enum Mend {
     Start(&'static str),
+    Deliver(&'static str, Vec<&'static str>),
+    /// The connections end; the network between them stays as it is.
+    TimeOut(&'static str, Vec<&'static str>),
     Reconnect(&'static str, Vec<&'static str>),
     SpeedUp(&'static str),
 }
@@ -39,6 +48,7 @@ pub struct Faults<'a> {
     files: &'a Files,
     devices: &'a Devices,
     shared: &'a Shared,
+    promises: &'a Promises,
     next: Duration,
     mends: Vec<(Duration, Mend)>,
     /// The one device whose blocks rot: two bad copies of three are a loss that nobody promised to
@@ -50,11 +60,31 @@ fn servers() -> impl Iterator<Item = &'static str> {
     MDS.into_iter().chain(CHUNKSERVERS)
 }
 
+fn everyone() -> impl Iterator<Item = &'static str> {
+    servers().chain(CLIENTS)
+}
+
+fn time_out(sim: &Sim<'_>, one: &str, others: &[&str]) {
+    others.iter().for_each(|other| network::time_out(sim.lookup(one), sim.lookup(*other)));
+}
+
 impl<'a> Faults<'a> {
-    pub fn new(seed: u64, files: &'a Files, devices: &'a Devices, shared: &'a Shared) -> Self {
+    pub fn new(
+        seed: u64,
+        files: &'a Files,
+        devices: &'a Devices,
+        shared: &'a Shared,
+        promises: &'a Promises,
+    ) -> Self {
         let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let rotten = CHUNKSERVERS.choose(&mut rng).expect("there are some");
-        Self { rng, files, devices, shared, next: Duration::ZERO, mends: Vec::new(), rotten }
+        let (next, mends) = (Duration::ZERO, Vec::new());
+        Self { rng, files, devices, shared, promises, next, mends, rotten }
+    }
+
+    fn some_others(&mut self, than: &str) -> Vec<&'static str> {
+        let count = self.rng.random_range(1..6);
+        everyone().filter(|name| *name != than).choose_multiple(&mut self.rng, count)
     }
 
     fn after(&mut self, range_ms: std::ops::Range<u64>) -> Duration {
@@ -67,6 +97,30 @@ impl<'a> Faults<'a> {
         if now >= self.next {
             self.next = now + self.after(200..1500);
             self.inject(sim, now);
+        }
+        self.surprise_voter(sim, now);
+    }
+
+    /// Now and then a voter loses its power before its device does anything else: votes are rare,
+    /// and a power loss at any moment would hardly ever meet one.
+    fn surprise_voter(&mut self, sim: &mut Sim<'_>, now: Duration) {
+        let Some(voter) = self.promises.take_voter() else { return };
+        if self.rng.random_bool(0.97) {
+            return;
+        }
+        let is_its = |name: &&str| self.device_id(name) == Some(voter);
+        if let Some(name) = servers().find(|name| sim.is_host_running(*name) && is_its(name)) {
+            self.lose_power(sim, name, now);
+            self.shared.count("power lost at a vote");
+            tracing::info!(server = name, "fault: power lost at a vote");
+        }
+    }
+
+    fn device_id(&self, name: &str) -> Option<DeviceId> {
+        let disk = self.devices.disk(&self.files.device(name))?;
+        match inspect(&*disk) {
+            Ok(DeviceState::Formatted(found)) => Some(found.device),
+            _ => None,
         }
     }
 
@@ -102,30 +156,46 @@ impl<'a> Faults<'a> {
                 }
                 sim.bounce(name);
             }
-            Mend::Reconnect(one, others) => {
+            Mend::Deliver(one, others) => {
                 others.iter().for_each(|other| sim.release(one, *other));
+            }
+            Mend::TimeOut(one, others) => time_out(sim, one, &others),
+            Mend::Reconnect(one, others) => {
+                time_out(sim, one, &others);
+                others.iter().for_each(|other| sim.repair(one, *other));
             }
             Mend::SpeedUp(name) => self.devices.restore_latency(&self.files.device(name)),
         }
     }
 
-    fn kill(
-        &mut self,
-        sim: &mut Sim<'_>,
-        name: &'static str,
-        now: Duration,
-        down_ms: std::ops::Range<u64>,
-    ) {
+    /// Its kernel lives on and ends its connections.
+    fn kill(&mut self, sim: &mut Sim<'_>, name: &'static str, start: Duration) {
         sim.crash(name);
-        let down = self.after(down_ms);
-        self.mends.push((now + down, Mend::Start(name)));
+        self.mends.push((start, Mend::Start(name)));
     }
 
+    /// Nobody ends its connections: those at their other ends have to notice.
     fn lose_power(&mut self, sim: &mut Sim<'_>, name: &'static str, now: Duration) {
-        // First: nothing of what its process still does on the way out reaches the disk.
+        // First: nothing of what its process still does on the way out reaches disk or network.
         let rng = &mut self.rng;
         self.devices.lose_power(&self.files.device(name), || rng.random());
-        self.kill(sim, name, now, 200..6000);
+        let start = now + self.after(200..6000);
+        let others: Vec<_> = everyone().filter(|other| *other != name).collect();
+        others.iter().for_each(|other| sim.partition(name, *other));
+        self.reconnect(name, others, now, start);
+        self.kill(sim, name, start);
+    }
+
+    /// Plans the end of a partition that has begun now.
+    fn reconnect(
+        &mut self,
+        one: &'static str,
+        others: Vec<&'static str>,
+        now: Duration,
+        heal: Duration,
+    ) {
+        self.mends.push((now + SILENCE_MAX, Mend::TimeOut(one, others.clone())));
+        self.mends.push((heal, Mend::Reconnect(one, others)));
     }
 
     fn inject(&mut self, sim: &mut Sim<'_>, now: Duration) {
@@ -138,7 +208,8 @@ impl<'a> Faults<'a> {
         match kind {
             "process killed" => {
                 self.devices.lose_process(&self.files.device(server));
-                self.kill(sim, server, now, 100..12_000);
+                let start = now + self.after(100..12_000);
+                self.kill(sim, server, start);
             }
             "power lost" => self.lose_power(sim, server, now),
             // Rarely: it takes seconds until anything goes on.
@@ -153,18 +224,29 @@ impl<'a> Faults<'a> {
                 if !sim.is_host_running(client) {
                     return;
                 }
-                self.kill(sim, client, now, 100..3000);
+                let start = now + self.after(100..3000);
+                self.kill(sim, client, start);
             }
-            // What is sent meanwhile arrives afterwards: TCP sends it again.
-            "partition" => {
-                let count = self.rng.random_range(1..6);
-                let others = servers().chain(CLIENTS).filter(|name| *name != server);
-                let others = others.choose_multiple(&mut self.rng, count);
-                let heal = now + self.after(100..5000);
+            // A short partition, as TCP has it: it sends again what was lost meanwhile.
+            "messages delayed" => {
+                let others = self.some_others(server);
+                let heal = now + self.after(100..SILENCE_MAX.as_millis() as u64);
                 for other in &others {
                     sim.hold(server, *other);
                 }
-                self.mends.push((heal, Mend::Reconnect(server, others)));
+                self.mends.push((heal, Mend::Deliver(server, others)));
+            }
+            "messages lost" => {
+                let others = self.some_others(server);
+                let heal = now + SILENCE_MAX + self.after(0..7000);
+                let one_way = self.rng.random_bool(0.3);
+                for other in &others {
+                    match one_way {
+                        true => sim.partition_oneway(server, *other),
+                        false => sim.partition(server, *other),
+                    }
+                }
+                self.reconnect(server, others, now, heal);
             }
             "slow disk" => {
                 let latency = self.after(20..400);
@@ -182,6 +264,7 @@ impl<'a> Faults<'a> {
                 let Some(at) = data.choose(&mut self.rng) else { return };
                 let bit = self.rng.random_range(0..8);
                 disk.flip_bit(at + self.rng.random_range(0..4096), bit);
+                self.device_id(self.rotten).into_iter().for_each(|id| self.promises.excuse(id));
             }
             "wall clock jumped" => os::jump_wall_clock(self.rng.random_range(-7200..7200)),
             _ => return,

@@ -20,11 +20,14 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use curve_types::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::Files;
 use crate::faults::{CLIENTS, Faults};
+use crate::invariants::Promises;
 use crate::machine::Devices;
 use crate::workload::Shared;
 
@@ -52,6 +55,9 @@ struct Arguments {
     /// The first of them
     #[arg(long, default_value_t = 1)]
     first: u64,
+    /// Plant a bug, which every seed then has
+    #[arg(long, value_parser = PossibleValuesParser::new(Bug::ALL.map(|(name, _)| name)))]
+    bug: Option<String>,
 }
 
 /// What a run came to, as one line of JSON.
@@ -66,11 +72,13 @@ struct Report {
 }
 
 fn main() -> Result<ExitCode> {
-    let Arguments { seed, seeds, first } = Arguments::parse();
+    let Arguments { seed, seeds, first, bug } = Arguments::parse();
     let Some(seed) = seed else {
-        many::run(first, seeds)?;
+        many::run(first, seeds, bug.as_deref())?;
         return Ok(ExitCode::SUCCESS);
     };
+    let planted = Bug::ALL.iter().find(|(name, _)| Some(*name) == bug.as_deref());
+    planted::plant(planted.map(|(_, bug)| *bug));
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("CURVE_LOG").unwrap_or(EnvFilter::new("off")))
         .with_writer(std::io::stderr)
@@ -95,6 +103,8 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
     let devices = Devices::default();
     curve_store::simulate::simulate(Box::new(devices.clone()));
     curve_wire::net::simulate(Box::new(network::Simulated));
+    let promises = Promises::default();
+    curve_raft::witness::observe(Box::new(promises.clone()));
     let files = Files::write(dir)?;
     let shared = Shared::new(&faults::KINDS);
     let mut sim = turmoil::Builder::new()
@@ -118,7 +128,7 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
     let mut violations = Vec::new();
     let formed = run.until(FORMED_WITHIN, |_, _| shared.has_written())?;
     if formed {
-        let mut faults = Faults::new(seed, &files, &devices, &shared);
+        let mut faults = Faults::new(seed, &files, &devices, &shared, &promises);
         run.until(FAULTS_FOR, |sim, now| {
             faults.tick(sim, now);
             false
@@ -140,7 +150,7 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
     if panics > 0 {
         violations.push(format!("{panics} tasks have panicked: see stderr"));
     }
-    violations.extend(invariants::violations(&shared.history));
+    violations.extend(invariants::violations(&shared.history, &promises));
     Ok(Report {
         seed,
         digest: format!("{:016x}", shared.history.digest()),

@@ -12,8 +12,9 @@ use crate::Report;
 /// With fewer seeds a kind of fault may be missing by chance.
 const SEEDS_FOR_ALL_FAULTS: u64 = 20;
 
-/// Runs `seeds` seeds from `first` on. The first of them is run twice and must come to the same.
-pub fn run(first: u64, seeds: u64) -> Result<()> {
+/// Runs `seeds` seeds from `first` on, with the planted bug of that name. The first of them is run
+/// twice and must come to the same.
+pub fn run(first: u64, seeds: u64, bug: Option<&str>) -> Result<()> {
     let workers = std::thread::available_parallelism()?.get();
     let (next, done) = (AtomicU64::new(first), AtomicU64::new(0));
     let totals: Mutex<BTreeMap<String, u64>> = Mutex::default();
@@ -27,7 +28,7 @@ pub fn run(first: u64, seeds: u64) -> Result<()> {
                     if seed >= first + seeds {
                         return;
                     }
-                    match one(seed) {
+                    match one(seed, bug) {
                         Ok(report) => {
                             if seed == first {
                                 *digest.lock().expect("no panic while held") = Some(report.digest);
@@ -63,7 +64,7 @@ pub fn run(first: u64, seeds: u64) -> Result<()> {
         failed.join(", ")
     );
     let once = digest.into_inner().expect("no panic while held").context("no seed was run")?;
-    let again = one(first)?.digest;
+    let again = one(first, bug)?.digest;
     ensure!(
         once == again,
         "seed {first} came to {once} and then to {again}: the same was expected"
@@ -77,10 +78,11 @@ pub fn run(first: u64, seeds: u64) -> Result<()> {
     Ok(())
 }
 
-fn one(seed: u64) -> Result<Report> {
+fn one(seed: u64, bug: Option<&str>) -> Result<Report> {
     let program = std::env::current_exe().context("find this program")?;
     let output = Command::new(program)
         .args(["--seed", &seed.to_string()])
+        .args(bug.map(|bug| format!("--bug={bug}")))
         .stdin(Stdio::null())
         .output()
         .context("start this program")?;

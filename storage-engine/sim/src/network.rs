@@ -1,24 +1,111 @@
-//! Connections over turmoil's simulated network.
+//! Connections over turmoil's simulated network, and what becomes of them when it loses messages.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use curve_wire::net::{Accept, Listener, Network, Stream};
+use futures::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use turmoil::net::{TcpListener, TcpStream};
+
+/// One end of a connection.
+struct End {
+    hosts: [IpAddr; 2],
+    timed_out: AtomicBool,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+static ENDS: Mutex<Vec<Weak<End>>> = Mutex::new(Vec::new());
+
+/// Connections between the two hosts fail, as the kernel has them fail when nothing is acknowledged
+/// for long. Turmoil sends nothing again, so that a connection of which a message was lost must not
+/// go on.
+pub fn time_out(one: IpAddr, other: IpAddr) {
+    let mut ends = ENDS.lock().unwrap_or_else(PoisonError::into_inner);
+    ends.retain(|end| end.strong_count() > 0);
+    for end in ends.iter().filter_map(Weak::upgrade) {
+        if end.hosts == [one, other] || end.hosts == [other, one] {
+            end.timed_out.store(true, Ordering::Relaxed);
+            end.reader.wake();
+            end.writer.wake();
+        }
+    }
+}
+
+impl End {
+    fn check(&self) -> io::Result<()> {
+        match self.timed_out.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Reads or writes until the connection has timed out.
+struct Half<H> {
+    half: H,
+    end: Arc<End>,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Half<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.end.reader.register(cx.waker());
+        self.end.check()?;
+        Pin::new(&mut self.half).poll_read(cx, buf)
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Half<W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.end.writer.register(cx.waker());
+        self.end.check()?;
+        Pin::new(&mut self.half).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.half).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.half).poll_shutdown(cx)
+    }
+}
+
+fn stream(stream: TcpStream) -> io::Result<Stream> {
+    let hosts = [stream.local_addr()?.ip(), stream.peer_addr()?.ip()];
+    let end = Arc::new(End {
+        hosts,
+        timed_out: AtomicBool::new(false),
+        reader: AtomicWaker::new(),
+        writer: AtomicWaker::new(),
+    });
+    ENDS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&end));
+    let (read, write) = stream.into_split();
+    let read = Half { half: read, end: end.clone() };
+    Ok(Stream::new(Box::new(read), Box::new(Half { half: write, end })))
+}
 
 /// Of whichever host is running.
 pub struct Simulated;
 
-fn stream(stream: TcpStream) -> Stream {
-    let (read, write) = stream.into_split();
-    Stream::new(Box::new(read), Box::new(write))
-}
-
 #[async_trait]
 impl Network for Simulated {
     async fn connect(&self, address: &str) -> io::Result<Stream> {
-        Ok(stream(TcpStream::connect(address.to_owned()).await?))
+        stream(TcpStream::connect(address.to_owned()).await?)
     }
 
     async fn bind(&self, address: SocketAddr) -> io::Result<Listener> {
@@ -32,6 +119,6 @@ struct Socket(TcpListener);
 impl Accept for Socket {
     async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         let (accepted, address) = self.0.accept().await?;
-        Ok((stream(accepted), address))
+        Ok((stream(accepted)?, address))
     }
 }

@@ -50,3 +50,4 @@ pub use space::{BegunRead, CopyKind, Fetched};
 pub use store::{Done, RecoveredGroup, StateProvider, Store, StoreOptions, Usage};
 pub use superblock::{DeviceState, FormatOptions, Superblock, format, inspect};
 pub use view::{ChunkDelta, ChunkView};
+pub use wal::writer::Commits;

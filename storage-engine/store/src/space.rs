@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
+use curve_types::planted::{self, Bug};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, ChunkKey};
 
 use crate::StoreError;
@@ -217,6 +218,10 @@ impl Space {
     fn queue(&self, blocks: Vec<u32>) {
         if blocks.is_empty() {
             return;
+        }
+        if planted::has(Bug::ReuseBlockBeforeCheckpoint) {
+            let mut alloc = self.data.alloc.lock().unwrap_or_else(PoisonError::into_inner);
+            return blocks.into_iter().for_each(|block| alloc.release(block, Holder::Table));
         }
         self.data.pending.fetch_add(blocks.len() as u64, Ordering::Relaxed);
         let mut reclaim = self.reclaim();

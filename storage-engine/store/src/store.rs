@@ -23,7 +23,7 @@ use crate::wal::format::Record;
 use crate::wal::queue::{Job, Queue, Queued};
 use crate::wal::ring::Ring;
 use crate::wal::space::{Purpose, WalSpace};
-use crate::wal::writer::{Capture, Writer, WriterStats};
+use crate::wal::writer::{Capture, Commits, Writer, WriterStats};
 use crate::{AsyncReads, Disk, Group, LogPosition, LogState, StoreError, Superblock, Vote};
 
 /// The overlay takes at most this part of the data area's size, so that the reserve kept for
@@ -299,6 +299,11 @@ impl Store {
     /// reads with threads only.
     pub fn async_reads(&self) -> Option<&Arc<AsyncReads>> {
         self.core().device.disk().async_reads()
+    }
+
+    /// How fast the device has been so far.
+    pub fn commits(&self) -> Commits {
+        *self.core().stats.commits()
     }
 
     pub fn usage(&self) -> Usage {

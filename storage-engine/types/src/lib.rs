@@ -7,6 +7,8 @@ mod layout;
 mod limits;
 mod size;
 
+pub mod planted;
+
 pub use id::{ClusterId, CopysetId, DeviceId, Epoch, PoolId, SessionId, VolumeId};
 pub use layout::{
     BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, ChunkIndex, ChunkKey, ChunkSpan, SHARDS_PER_POOL,

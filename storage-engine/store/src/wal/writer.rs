@@ -3,11 +3,12 @@
 //! syncs, the next one gathers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use curve_types::CopysetId;
+use curve_types::planted::{self, Bug};
 
 use crate::StoreError;
 use crate::core::Core;
@@ -49,9 +50,50 @@ pub(crate) struct Capture {
 /// Counters for metrics and tests.
 #[derive(Default)]
 pub(crate) struct WriterStats {
+    pub commits: Mutex<Commits>,
     pub batches: AtomicU64,
     pub records: AtomicU64,
     pub bytes: AtomicU64,
+}
+
+impl WriterStats {
+    pub fn commits(&self) -> MutexGuard<'_, Commits> {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long the device takes for a batch and its sync.
+#[derive(Clone, Copy, Default)]
+pub struct Commits {
+    pub count: u64,
+    /// Of all that have ended.
+    pub time: Duration,
+    under_way_since: Option<Instant>,
+}
+
+impl Commits {
+    fn begin(&mut self) {
+        self.under_way_since = Some(Instant::now());
+    }
+
+    fn end(&mut self) {
+        self.count += 1;
+        self.time += self.under_way();
+        self.under_way_since = None;
+    }
+
+    /// How long the one under way has taken so far.
+    pub fn under_way(&self) -> Duration {
+        self.under_way_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// What one took on average since `before`, or takes by now; None if there was none.
+    pub fn mean_since(&self, before: &Self) -> Option<Duration> {
+        let count = u32::try_from(self.count - before.count).unwrap_or(u32::MAX);
+        let ended = (self.time - before.time).checked_div(count);
+        let under_way = self.under_way_since.map(|_| self.under_way());
+        ended.max(under_way)
+    }
 }
 
 struct CachedEntry {
@@ -159,7 +201,7 @@ impl Writer {
             }
             let result = match self.batch.is_empty() {
                 true => self.core.device.check(),
-                false => self.commit(reserved),
+                false => self.commit(reserved, must_sync(&taken)),
             };
             self.complete(taken, result);
         }
@@ -196,7 +238,7 @@ impl Writer {
     }
 
     /// Writes and syncs the batch that was built, with its payloads.
-    fn commit(&mut self, reserved: u64) -> Result<(), StoreError> {
+    fn commit(&mut self, reserved: u64, sync: bool) -> Result<(), StoreError> {
         let mut header = BatchHeader {
             lsn: self.next.lsn,
             seq: self.next.seq,
@@ -212,8 +254,12 @@ impl Writer {
         let records = self.core.ring.writes(header.lsn, bytes);
         let writes: Vec<(u64, &[u8])> =
             self.payloads.writes(&self.core.data).chain(records).collect();
+        self.core.stats.commits().begin();
         self.core.device.write_all("write log and payloads", &writes)?;
-        self.core.device.sync("sync log")?;
+        if sync {
+            self.core.device.sync("sync log")?;
+        }
+        self.core.stats.commits().end();
         // This batch's mark covers those that dropped them.
         payload::let_go(&self.core.data, &std::mem::take(&mut self.freed));
         self.next.lsn += len;
@@ -274,7 +320,7 @@ impl Writer {
                 self.batch.start();
                 self.payloads.clear();
                 // A failure is already recorded by the device, and nobody waits for a mark.
-                let _ = self.commit(cost);
+                let _ = self.commit(cost, true);
                 self.mark_owed = false;
             }
             // Nothing is written or freed any more once the device has failed.
@@ -310,6 +356,14 @@ impl Writer {
         }
         self.count_after = most.saturating_sub(held).max(most / 16);
     }
+}
+
+/// Always, unless a test has planted a bug.
+fn must_sync(jobs: &[Queued]) -> bool {
+    let is_vote =
+        |queued: &Queued| matches!(queued.job, Job::Record { record: Record::Vote(_), .. });
+    let skips_votes = planted::has(Bug::SkipVoteSync) && jobs.iter().all(is_vote);
+    !skips_votes && !planted::has(Bug::AcknowledgeBeforeSync)
 }
 
 impl Capture {

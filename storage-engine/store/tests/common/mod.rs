@@ -1,6 +1,7 @@
 //! Shared by the store's tests: simulated devices, waiting for callbacks, made-up entries.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod crashes;
 pub mod model;
 
 use std::sync::{Arc, mpsc};

@@ -1,0 +1,47 @@
+//! Bugs that tests plant to show that they would find them. A build without the feature `planted`
+//! has none: every question is answered no when it is compiled.
+
+/// One bug, and what it breaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// The store acknowledges what it has written and not synced.
+    AcknowledgeBeforeSync,
+    /// The store acknowledges a vote that is not synced.
+    SkipVoteSync,
+    /// The store gives out blocks again to which the last checkpoint still refers.
+    ReuseBlockBeforeCheckpoint,
+    /// The store takes the last batch of the log for one that was torn, and cuts it.
+    TruncateAcknowledged,
+    /// A copyset carries out the writes of an attachment that was fenced.
+    IgnoreEpoch,
+}
+
+impl Bug {
+    pub const ALL: [(&str, Self); 5] = [
+        ("acknowledge-before-sync", Self::AcknowledgeBeforeSync),
+        ("skip-vote-sync", Self::SkipVoteSync),
+        ("reuse-block-before-checkpoint", Self::ReuseBlockBeforeCheckpoint),
+        ("truncate-acknowledged", Self::TruncateAcknowledged),
+        ("ignore-epoch", Self::IgnoreEpoch),
+    ];
+}
+
+#[cfg(feature = "planted")]
+static PLANTED: std::sync::Mutex<Option<Bug>> = std::sync::Mutex::new(None);
+
+/// From now on the process has this bug, in the place of any before.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    *PLANTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = bug;
+}
+
+#[cfg(feature = "planted")]
+pub fn has(bug: Bug) -> bool {
+    *PLANTED.lock().unwrap_or_else(std::sync::PoisonError::into_inner) == Some(bug)
+}
+
+#[cfg(not(feature = "planted"))]
+#[inline(always)]
+pub fn has(_: Bug) -> bool {
+    false
+}
