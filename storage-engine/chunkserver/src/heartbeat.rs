@@ -28,11 +28,14 @@ pub(crate) async fn beat(server: Arc<BlockServer>, options: ChunkserverOptions, 
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silent = false;
+    let mut commits = server.store().commits();
     loop {
         ticks.tick().await;
         let reports = server.host().reports();
         server.metrics().observe(&server.store().usage(), &reports);
-        let request = request(&server, &options, &reports);
+        let before = std::mem::replace(&mut commits, server.store().commits());
+        let commit = commits.mean_since(&before);
+        let request = request(&server, &options, &reports, commit);
         match mds.heartbeat(request).await {
             Ok(response) => {
                 if std::mem::take(&mut silent) {
@@ -59,6 +62,7 @@ fn request(
     server: &BlockServer,
     options: &ChunkserverOptions,
     reports: &[GroupReport],
+    commit: Option<Duration>,
 ) -> HeartbeatRequest {
     let usage = server.store().usage();
     let mut scrubs = server.scrub_reports();
@@ -72,6 +76,7 @@ fn request(
         used: usage.data_blocks_used * BLOCK_SIZE,
         replicas: reports.iter().map(|report| replica(report, scrubs.remove(&report.id))).collect(),
         known_topology: server.addresses().version(),
+        commit_us: commit.map_or(0, |commit| commit.as_micros().max(1) as u64),
     }
 }
 

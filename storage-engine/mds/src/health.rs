@@ -32,6 +32,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(counts.messages(scene));
     messages.extend(pool_messages(scene));
     messages.extend(full_messages(scene));
+    messages.extend(slow_messages(scene));
     messages.extend(finding_messages(state));
     messages.extend(paused_message(state));
     let attached = state
@@ -201,6 +202,19 @@ fn full_messages(scene: Scene<'_>) -> Vec<String> {
         })
     };
     current(scene.state).filter_map(full).collect()
+}
+
+fn slow_messages(scene: Scene<'_>) -> Vec<String> {
+    let slow = |(id, device): (DeviceId, &Device)| {
+        let commit = scene.slow(id).filter(|_| scene.is_up(id))?;
+        Some(format!(
+            "chunkserver {} is slow: a commit takes {} ms, more than five times what it takes \
+             elsewhere; it leads no copysets until that is over",
+            device.name,
+            commit.as_millis()
+        ))
+    };
+    current(scene.state).filter_map(slow).collect()
 }
 
 fn mds_status(member: &Member) -> proto::MdsStatus {

@@ -15,6 +15,7 @@ mod membership;
 mod metrics;
 mod node;
 mod options;
+mod pace;
 mod peers;
 mod plan;
 mod run;

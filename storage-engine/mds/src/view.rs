@@ -7,6 +7,7 @@ use std::time::Duration;
 use curve_types::{CopysetId, DeviceId, SessionId, VolumeId};
 use curve_wire::proto::ScrubReport;
 
+use crate::pace::Pace;
 use crate::state::{Copyset, Device, Joining, Pool, State};
 
 /// Silence after which a device counts as down: devices report every second, so three reports are
@@ -44,6 +45,7 @@ pub struct Seen {
     pub up_since: Moment,
     pub capacity: u64,
     pub used: u64,
+    pub pace: Pace,
     pub replicas: BTreeMap<CopysetId, Report>,
 }
 
@@ -67,10 +69,13 @@ impl View {
     }
 
     pub fn on_heartbeat(&mut self, id: DeviceId, now: Moment, heard: Heard) {
-        let Heard { capacity, used, replicas } = heard;
+        let Heard { capacity, used, commit, replicas } = heard;
+        let others = self.devices.iter().filter(|(other, _)| **other != id);
+        let others = Pace::median(others.map(|(_, seen)| seen.pace));
         let before = self.devices.get(&id).filter(|seen| now - seen.at <= DOWN_AFTER);
         let up_since = before.map_or(now, |seen| seen.up_since);
-        self.devices.insert(id, Seen { at: now, up_since, capacity, used, replicas });
+        let pace = before.map(|seen| seen.pace).unwrap_or_default().after(commit, others, now);
+        self.devices.insert(id, Seen { at: now, up_since, capacity, used, pace, replicas });
     }
 
     pub fn silence(&self, device: DeviceId, now: Moment) -> Duration {
@@ -120,6 +125,8 @@ impl View {
 pub struct Heard {
     pub capacity: u64,
     pub used: u64,
+    /// What a commit of the device took since the last report, on average.
+    pub commit: Option<Duration>,
     pub replicas: BTreeMap<CopysetId, Report>,
 }
 
@@ -154,6 +161,11 @@ impl<'a> Scene<'a> {
     pub fn is_steady(&self, device: DeviceId, time: Duration) -> bool {
         let seen = self.view.devices.get(&device);
         self.is_up(device) && seen.is_some_and(|seen| self.now - seen.up_since >= time)
+    }
+
+    /// What a commit takes on a device that is called slow, see `pace`.
+    pub fn slow(&self, device: DeviceId) -> Option<Duration> {
+        self.view.devices.get(&device)?.pace.slow()
     }
 
     /// Its replicas are to be re-created elsewhere: it was wiped, or silent for too long.

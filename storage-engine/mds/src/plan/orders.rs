@@ -157,7 +157,8 @@ fn plan_step_down(
     Some(proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 
-/// Leadership goes back to where it was planned once that device is steady.
+/// Leadership goes back to where it was planned once that device is steady, and away from a device
+/// that is slow.
 fn plan_transfer(
     scene: Scene<'_>,
     id: CopysetId,
@@ -165,16 +166,25 @@ fn plan_transfer(
     leader: DeviceId,
     report: &Report,
 ) -> Option<proto::TransferLeader> {
-    let to = *copyset.voters.first()?;
-    let paused = scene.state.paused.contains(&Scheduler::Leaders);
-    let due =
-        !paused && to != leader && copyset.joining.is_none() && report.caught_up.contains(&to);
-    (due && may_lead(scene, to)).then(|| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+    if scene.state.paused.contains(&Scheduler::Leaders) || copyset.joining.is_some() {
+        return None;
+    }
+    let first = *copyset.voters.first()?;
+    let may_take =
+        |to: DeviceId| to != leader && report.caught_up.contains(&to) && may_lead(scene, to);
+    let to = match may_take(first) {
+        true => Some(first),
+        false if scene.slow(leader).is_some() => {
+            copyset.voters.iter().copied().find(|to| may_take(*to))
+        }
+        false => None,
+    };
+    to.map(|to| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 
 /// Whether the device may be given leadership.
 pub fn may_lead(scene: Scene<'_>, device: DeviceId) -> bool {
-    scene.is_steady(device, STEADY) && !scene.is_out(device)
+    scene.is_steady(device, STEADY) && !scene.is_out(device) && scene.slow(device).is_none()
 }
 
 /// Addresses of all devices.

@@ -39,6 +39,8 @@ struct World {
     groups: BTreeMap<CopysetId, Group>,
     /// Bytes of every replica.
     replica_bytes: u64,
+    /// What a commit takes, where it is not a millisecond.
+    commits: BTreeMap<DeviceId, Duration>,
 }
 
 fn device(n: u8) -> DeviceId {
@@ -55,6 +57,7 @@ impl World {
             hosted: BTreeMap::new(),
             groups: BTreeMap::new(),
             replica_bytes: 64 << 20,
+            commits: BTreeMap::new(),
         };
         world.apply(Kind::FormCluster(log::FormCluster {
             cluster_id: ClusterId::from_bytes([1; 16]).to_wire(),
@@ -136,7 +139,9 @@ impl World {
             replicas.insert(*copyset, report);
         }
         let used = self.hosted[&id].len() as u64 * self.replica_bytes;
-        self.view.on_heartbeat(id, self.now, Heard { capacity: CAPACITY, used, replicas });
+        let commit = self.commits.get(&id).copied().unwrap_or(Duration::from_millis(1));
+        let heard = Heard { capacity: CAPACITY, used, commit: Some(commit), replicas };
+        self.view.on_heartbeat(id, self.now, heard);
     }
 
     fn drops(&self, id: DeviceId) -> Vec<u32> {
@@ -289,6 +294,29 @@ fn a_lost_device_is_replaced_after_the_time_and_not_before() {
     assert_eq!(world.conditions(), vec![Condition::Whole; copysets]);
     assert_eq!(world.state.copysets_on(device(1)).count(), 0);
     assert_eq!(world.tick(), 0, "nothing is left to do");
+}
+
+#[test]
+fn a_slow_device_leads_nothing_until_it_is_sound_again() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(60);
+    let led = |world: &World| {
+        let leaders = world.groups.keys().filter_map(|id| world.leader(*id));
+        leaders.filter(|leader| *leader == device(2)).count()
+    };
+    let planned = led(&world);
+    assert!(planned >= 2);
+    world.commits.insert(device(2), Duration::from_millis(300));
+    world.settle(14);
+    assert_eq!(led(&world), planned, "a burst");
+    world.settle(10);
+    assert_eq!(led(&world), 0);
+    assert_eq!(world.conditions(), [Condition::Whole; 8], "its replicas stay");
+    world.commits.clear();
+    world.settle(50);
+    assert_eq!(led(&world), 0);
+    world.settle(40);
+    assert_eq!(led(&world), planned);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Chunkservers: identity for their devices, heartbeats, orders.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use curve_types::{ClusterId, CopysetId, DeviceId};
 use curve_wire::pki::Role;
@@ -79,6 +80,7 @@ impl MdsDevice for Service {
         let heard = Heard {
             capacity: beat.capacity,
             used: beat.used,
+            commit: (beat.commit_us > 0).then(|| Duration::from_micros(beat.commit_us)),
             replicas: reports_from_wire(beat.replicas)?,
         };
         let known = self.0.state.read().devices.get(&id).cloned();

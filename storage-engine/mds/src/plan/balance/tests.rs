@@ -7,6 +7,7 @@ use curve_types::ClusterId;
 
 use super::*;
 use crate::log::{self, WireId, ids_to_wire};
+use crate::pace::Pace;
 use crate::plan::plan;
 use crate::state::State;
 use crate::testing::Dice;
@@ -99,7 +100,8 @@ impl Sim {
             }
             let used = replicas.len() as u64 * self.replica_bytes;
             let capacity = self.state.devices[id].capacity;
-            let seen = Seen { at: self.now, up_since: *since, capacity, used, replicas };
+            let pace = Pace::default();
+            let seen = Seen { at: self.now, up_since: *since, capacity, used, pace, replicas };
             self.view.devices.insert(*id, seen);
         }
     }
