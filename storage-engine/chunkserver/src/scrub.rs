@@ -115,6 +115,9 @@ impl Scrubber {
         };
         let mut all = Found::default();
         let mut rest = if visit.tries > 0 { RETRY_PAUSE } else { Duration::ZERO };
+        // Of a chunk that shares all its blocks nothing is read: many such are not to keep others
+        // from running.
+        tokio::task::yield_now().await;
         let blocks = replica.group.table_blocks(visit.key);
         for window in blocks.chunk_by(|a, b| a / WINDOW == b / WINDOW) {
             let stored = self.store.usage().data_blocks_used;
@@ -123,6 +126,7 @@ impl Scrubber {
             }
             let began = Instant::now();
             let found = self.scrub_window(&handle, &replica, step, visit, window).await?;
+            all.lost += found.lost;
             all.unrepaired += found.unrepaired;
             if found.unrepaired > 0 && !visit.is_last() {
                 // Clients whose reads want a repair are not to queue for what no peer answers.
@@ -183,7 +187,7 @@ impl Scrubber {
         let read = window.iter().take_while(|index| u32::from(**index) < from).count();
         let bytes = read as u64 * BLOCK_SIZE;
         self.metrics.scrubbed(bytes);
-        self.scrubs.with(|book| book.on_read(step, bytes, found));
+        self.scrubs.with(|book| book.on_read(step, bytes, found.repaired));
         Ok(found)
     }
 

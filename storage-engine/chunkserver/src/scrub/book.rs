@@ -108,17 +108,14 @@ impl Book {
         scrub.end_if_done()
     }
 
-    pub fn on_read(&mut self, step: Step, bytes: u64, found: Found) {
+    /// So much of a visit was read, and so many blocks repaired.
+    pub fn on_read(&mut self, step: Step, bytes: u64, repaired: u64) {
         let Some(scrub) = self.of(step) else { return };
         scrub.report.bytes_read += bytes;
-        scrub.report.repaired += found.repaired;
-        scrub.report.lost += found.lost;
-        if step.visit.is_some_and(Visit::is_last) {
-            scrub.report.unrepaired += found.unrepaired;
-        }
+        scrub.report.repaired += repaired;
     }
 
-    /// A visit is over. True if it was the last of the copyset.
+    /// A visit is over, in which all this was found. True if it was the last of the copyset.
     pub fn on_visited(&mut self, step: Step, found: Found) -> bool {
         let Some(scrub) = self.of(step) else { return false };
         let Some(visit) = scrub.left.as_mut().and_then(VecDeque::pop_front) else { return false };
@@ -126,6 +123,9 @@ impl Book {
             let again = Visit { tries: visit.tries + 1, ..visit };
             scrub.left.get_or_insert_default().push_back(again);
         } else {
+            // What is not repaired is found by every visit of the chunk, and counts once.
+            scrub.report.lost += found.lost;
+            scrub.report.unrepaired += found.unrepaired;
             scrub.report.chunks_read += 1;
         }
         scrub.end_if_done()
@@ -134,7 +134,9 @@ impl Book {
     /// The copyset could not be read: it is begun anew.
     pub fn on_failed(&mut self, step: Step) {
         if let Some(scrub) = self.of(step) {
+            let repaired = scrub.report.repaired;
             *scrub = Scrub::begin(scrub.order);
+            scrub.report.repaired = repaired;
         }
     }
 
@@ -165,7 +167,7 @@ mod tests {
 
     fn visit(book: &mut Book, found: Found) -> bool {
         let step = book.next().expect("something to read");
-        book.on_read(step, 10, found);
+        book.on_read(step, 10, found.repaired);
         book.on_visited(step, found)
     }
 
@@ -202,7 +204,7 @@ mod tests {
         book.on_listed(old, vec![key(1)]);
         let old = book.next().expect("ordered");
         book.on_orders(vec![order(1, 2)]);
-        book.on_read(old, 10, Found::default());
+        book.on_read(old, 10, 0);
         assert!(!book.on_visited(old, Found::default()));
         let report = book.reports()[&CopysetId(1)];
         assert_eq!((report.number, report.bytes_read, report.ended), (2, 0, false));
@@ -215,7 +217,7 @@ mod tests {
         book.on_orders(vec![order(1, 1)]);
         let step = book.next().expect("ordered");
         book.on_listed(step, vec![key(1), key(2)]);
-        let unrepaired = Found { repaired: 1, lost: 0, unrepaired: 1 };
+        let unrepaired = Found { repaired: 1, lost: 1, unrepaired: 1 };
         assert!(!visit(&mut book, unrepaired));
         assert!(!visit(&mut book, Found::default()));
         assert!(!visit(&mut book, unrepaired));
@@ -223,5 +225,6 @@ mod tests {
         assert!(visit(&mut book, unrepaired), "the last try");
         let report = book.reports()[&CopysetId(1)];
         assert_eq!((report.repaired, report.unrepaired, report.chunks_read), (3, 1, 2));
+        assert_eq!(report.lost, 1);
     }
 }

@@ -14,10 +14,11 @@ use crate::view::{Condition, Scene};
 
 /// A copyset is due so long after its last scrub began: short against the time in which other
 /// copies of a block go bad.
-const PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+const PERIOD: Duration = Duration::from_secs(7 * DAY);
 /// Where scrubs may run at any time a chunkserver reads all that it stores in so long: little load
 /// (3.4 MiB/s for a TiB), and time left in which it waits for others.
-const PACE: Duration = Duration::from_secs(7 * 24 * 3600 / 2);
+const PACE: Duration = Duration::from_secs(7 * DAY / 2);
+const DAY: u64 = 24 * 3600;
 
 /// Scrubs that end, and those that begin.
 pub fn plan_scrubs(scene: Scene<'_>) -> Vec<Kind> {
@@ -44,7 +45,8 @@ pub fn is_open(scene: Scene<'_>) -> bool {
 pub fn is_due(scene: Scene<'_>, id: CopysetId) -> bool {
     let scrubs = &scene.state.scrubs;
     // Where a window opens once a week: what its end cut off last week is not to slip out of it.
-    let window = scrubs.schedule.as_ref().map_or(0, |schedule| schedule.window_secs);
+    // A window that is longer than a day leaves time to catch up.
+    let window = scrubs.schedule.as_ref().map_or(0, |schedule| schedule.window_secs.min(DAY));
     let period = PERIOD.as_secs().saturating_sub(window) * 1000;
     let last = scrubs.copysets.get(&id).and_then(|scrub| scrub.last.as_ref());
     last.is_none_or(|last| scene.now_unix_ms.saturating_sub(last.began_unix_ms) >= period)
@@ -102,15 +104,37 @@ fn plan_end(scene: Scene<'_>, id: CopysetId, copyset: &Copyset, run: RunningScru
 }
 
 fn plan_begins(scene: Scene<'_>) -> Vec<Kind> {
-    // Chunkservers that read, or that the oldest copyset waits for.
+    let (requested, due): (Vec<_>, Vec<_>) =
+        candidates(scene).into_iter().partition(|(id, _)| is_requested(scene, *id));
+    // What a person wants does not wait for what takes its time: that one is put off.
+    let mut begins = begin(taken(scene, |run| run.requested), requested);
+    // Nothing unhurried begins in the way of what a person wants.
+    if begins.is_empty() {
+        begins = begin(taken(scene, |_| true), due);
+    }
+    begins
+}
+
+fn is_requested(scene: Scene<'_>, id: CopysetId) -> bool {
+    scene.state.scrubs.copysets.get(&id).is_some_and(|scrub| scrub.requested)
+}
+
+/// Chunkservers that read for one of these scrubs.
+fn taken(scene: Scene<'_>, counts: impl Fn(RunningScrub) -> bool) -> BTreeSet<DeviceId> {
     let mut taken = BTreeSet::new();
-    for (id, copyset, run) in running(scene).into_iter().filter(|(.., run)| goes_on(scene, *run)) {
+    let counted = running(scene).into_iter().filter(|(.., run)| counts(*run));
+    for (id, copyset, run) in counted.filter(|(.., run)| goes_on(scene, *run)) {
         let voters = copyset.voters.iter().copied();
         taken.extend(voters.filter(|voter| owes_walk(scene, *voter, id, run)));
     }
+    taken
+}
+
+/// Begins what it can without chunkservers that are taken, or that the oldest copyset waits for.
+fn begin(mut taken: BTreeSet<DeviceId>, candidates: Vec<(CopysetId, &Copyset)>) -> Vec<Kind> {
     let mut waits = false;
     let mut begins = Vec::new();
-    for (id, copyset) in candidates(scene) {
+    for (id, copyset) in candidates {
         if !copyset.voters.iter().any(|voter| taken.contains(voter)) {
             begins.push(Kind::BeginScrub(id.0));
         } else if std::mem::replace(&mut waits, true) {
@@ -129,19 +153,18 @@ fn candidates(scene: Scene<'_>) -> Vec<(CopysetId, &Copyset)> {
     let mut found = Vec::new();
     for (id, copyset) in &state.copysets {
         let scrub = state.scrubs.copysets.get(id);
-        let requested = scrub.is_some_and(|scrub| scrub.requested);
-        let wanted = requested || open && is_due(scene, *id);
+        let wanted = is_requested(scene, *id) || open && is_due(scene, *id);
         let settled = copyset.active
             && copyset.joining.is_none()
             && scene.condition(*id, copyset) == Condition::Whole;
         if wanted && settled && scrub.is_none_or(|scrub| scrub.running.is_none()) {
             let last = scrub.and_then(|scrub| scrub.last.as_ref());
             let began = last.map_or(0, |last| last.began_unix_ms);
-            found.push(((!requested, began, *id), copyset));
+            found.push(((began, *id), copyset));
         }
     }
     found.sort_unstable_by_key(|(rank, _)| *rank);
-    found.into_iter().map(|((.., id), copyset)| (id, copyset)).collect()
+    found.into_iter().map(|((_, id), copyset)| (id, copyset)).collect()
 }
 
 /// What a device is told of the scrubs of its replicas.
@@ -175,7 +198,9 @@ fn wants_digest(
 ) -> bool {
     let leads = scene.view.leader_of(id, scene.now).is_some_and(|(leader, _)| leader == device);
     let owed = copyset.voters.iter().any(|voter| owes_walk(scene, *voter, id, run));
-    leads && !owed && plan_end(scene, id, copyset, run).is_none()
+    // A digest of which one voter does not hear is of no use.
+    let whole = scene.condition(id, copyset) == Condition::Whole;
+    leads && whole && !owed && plan_end(scene, id, copyset, run).is_none()
 }
 
 #[cfg(test)]
