@@ -38,6 +38,13 @@ pub trait ClusterApi: Send + Sync + 'static {
     async fn status(&self, target: &Target) -> Result<ClusterStatus, ApiError>;
     /// Done as well if the pool is already there with the same properties.
     async fn create_pool(&self, target: &Target, pool: &CreatePool) -> Result<(), ApiError>;
+    /// Scrubs run in windows of `window_secs` from each minute of the cron expression on.
+    async fn set_scrub_schedule(
+        &self,
+        target: &Target,
+        schedule: &str,
+        window_secs: u64,
+    ) -> Result<(), ApiError>;
     /// Done as well if there is no such pool.
     async fn delete_pool(&self, target: &Target, name: &str) -> Result<(), ApiError>;
 }

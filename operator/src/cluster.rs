@@ -25,7 +25,7 @@ use kube::runtime::controller::Action;
 use kube::{Client, Resource, ResourceExt};
 use thiserror::Error;
 
-use crate::api::{ClusterApi, Target};
+use crate::api::{ApiError, ClusterApi, Target};
 use crate::context::Context;
 use crate::crd::{CurveCluster, CurveClusterStatus};
 use build::{BuildInputs, ClusterObjects};
@@ -137,6 +137,8 @@ async fn converge(
     if ensure_default_pool(context.api.as_ref(), &target, &engine, observed).await {
         engine = ask_engine(context.api.as_ref(), &target).await;
     }
+    let scrub_refused =
+        ensure_scrub_windows(context.api.as_ref(), &target, &engine, validated).await;
     let mut shortages = Vec::new();
     if let Some(ordinal) = stranded_mds(validated, observed, &engine) {
         // Nothing is applied meanwhile: that would bring the volume back where it was.
@@ -162,6 +164,7 @@ async fn converge(
         pods: &observed.pods,
         shortages: &shortages,
         misfits: &misfits,
+        scrub_refused: scrub_refused.as_deref(),
         rollout: &rollout,
     };
     let status = status::summarize(validated, &inputs);
@@ -407,6 +410,28 @@ async fn ensure_default_pool(
         tracing::warn!(%error, "cannot create the default pool yet");
     }
     made.is_ok()
+}
+
+/// Sets when scrubs run, if the spec says so. Returns why the metadata service refused.
+async fn ensure_scrub_windows(
+    api: &dyn ClusterApi,
+    target: &Target,
+    engine: &Engine,
+    validated: &ValidatedCluster,
+) -> Option<String> {
+    let (status, wanted) = (engine.as_ref().ok()?, validated.scrub.as_ref()?);
+    let window_secs = wanted.window.as_secs();
+    if status.scrub_schedule == wanted.schedule && status.scrub_window_secs == window_secs {
+        return None;
+    }
+    match api.set_scrub_schedule(target, &wanted.schedule, window_secs).await {
+        Ok(()) => None,
+        Err(ApiError::Refused(why)) => Some(why),
+        Err(error) => {
+            tracing::warn!(%error, "cannot set the schedule of scrubs yet");
+            None
+        }
+    }
 }
 
 /// Stops one outdated pod, if its disruption budget allows.

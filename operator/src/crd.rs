@@ -9,7 +9,7 @@ mod storage;
 
 pub use cluster::{
     CopysetCounts, CurveCluster, CurveClusterSpec, CurveClusterStatus, DeletionPolicy, Image, Mds,
-    NodeSet, NodeSetStatus, Placement, Recovery,
+    NodeSet, NodeSetStatus, Placement, Recovery, Scrub,
 };
 pub use pool::{CurvePool, CurvePoolSpec, CurvePoolStatus, FailureDomain};
 pub use storage::{Storage, VolumeClaimTemplate};

@@ -40,6 +40,8 @@ pub struct StatusInputs<'a> {
     pub shortages: &'a [String],
     /// Sets whose placement rules out nodes with their data.
     pub misfits: &'a [String],
+    /// Why the metadata service does not take `spec.scrub`.
+    pub scrub_refused: Option<&'a str>,
     pub rollout: &'a RolloutStep,
 }
 
@@ -221,6 +223,9 @@ fn progressing(cluster: &ValidatedCluster, inputs: &StatusInputs<'_>) -> Conditi
     }
     if !inputs.misfits.is_empty() {
         return ConditionState::yes("PlacementMisfit", inputs.misfits.join("; "));
+    }
+    if let Some(why) = inputs.scrub_refused {
+        return ConditionState::yes("ScrubRefused", format!("spec.scrub: {why}"));
     }
     match inputs.rollout {
         RolloutStep::Done => {}

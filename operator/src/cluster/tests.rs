@@ -7,7 +7,6 @@ use curve_wire::proto::ClusterStatus;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::ApiError;
 use crate::cluster::build::AddressFamily;
 use crate::context::Settings;
 use crate::fixtures::{OWN_IMAGE, engine, nodes, short_form};
@@ -21,6 +20,8 @@ const CLUSTER: &str = "/apis/curve.io/v1alpha1/namespaces/curve/curveclusters/de
 struct Service {
     status: Mutex<Option<ClusterStatus>>,
     created: Mutex<Vec<CreatePool>>,
+    /// Schedules of scrubs and windows in seconds.
+    scrubs: Mutex<Vec<(String, u64)>>,
 }
 
 #[async_trait]
@@ -32,6 +33,22 @@ impl ClusterApi for Service {
 
     async fn create_pool(&self, _: &Target, pool: &CreatePool) -> Result<(), ApiError> {
         self.created.lock().expect("created").push(pool.clone());
+        Ok(())
+    }
+
+    async fn set_scrub_schedule(
+        &self,
+        _: &Target,
+        schedule: &str,
+        window_secs: u64,
+    ) -> Result<(), ApiError> {
+        if schedule.starts_with("99") {
+            return Err(ApiError::Refused(format!("schedule is {schedule:?}")));
+        }
+        self.scrubs.lock().expect("scrubs").push((schedule.to_owned(), window_secs));
+        let mut status = self.status.lock().expect("status");
+        let status = status.as_mut().expect("who is asked answers");
+        (status.scrub_schedule, status.scrub_window_secs) = (schedule.to_owned(), window_secs);
         Ok(())
     }
 
@@ -237,6 +254,30 @@ async fn keys_and_certificates_stay_from_one_look_to_the_next() {
     let writes = scene.server.take_writes();
     assert!(writes.iter().all(|write| !write.contains("/curve-system/secrets/")), "{writes:?}");
     assert!(writes.iter().all(|write| !write.ends_with("/status")), "{writes:?}");
+}
+
+#[tokio::test]
+async fn scrubs_run_when_the_spec_says_and_a_refusal_is_shown() {
+    let scene = Scene::new(3);
+    scene.reconcile().await;
+    scene.start_pods();
+    scene.serve(engine());
+    scene.reconcile().await;
+    let set = || scene.service.scrubs.lock().expect("scrubs").clone();
+    assert!(set().is_empty(), "what the command said stays");
+    scene.edit(CLUSTER, |cluster| cluster["spec"]["scrub"] = json!({"schedule": "0 1 * * *"}));
+    scene.reconcile().await;
+    scene.reconcile().await;
+    assert_eq!(set(), [("0 1 * * *".to_owned(), 5 * 3600)]);
+    scene.edit(CLUSTER, |cluster| cluster["spec"]["scrub"]["window"] = json!("30m"));
+    scene.reconcile().await;
+    assert_eq!(set()[1..], [("0 1 * * *".to_owned(), 1800)]);
+    scene.edit(CLUSTER, |cluster| cluster["spec"]["scrub"]["schedule"] = json!("99 1 * * *"));
+    scene.reconcile().await;
+    let (reason, message) = scene.condition("Progressing");
+    assert_eq!(reason, "ScrubRefused");
+    assert!(message.contains("spec.scrub: schedule is"), "{message}");
+    assert_eq!(set().len(), 2);
 }
 
 #[tokio::test]

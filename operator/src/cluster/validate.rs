@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use thiserror::Error;
 
 use crate::crd::{
-    CLUSTER_NAME_MAX, CurveCluster, DeletionPolicy, Image, NodeSet, Placement, Storage,
+    CLUSTER_NAME_MAX, CurveCluster, DeletionPolicy, Image, NodeSet, Placement, Scrub, Storage,
 };
 
 /// Metadata of one MDS where the spec names no storage: ample for the first million volumes, and
@@ -43,6 +43,14 @@ pub struct ValidatedCluster {
     pub mds: ValidatedSet,
     pub node_sets: Vec<ValidatedSet>,
     pub out_after: Duration,
+    pub scrub: Option<ScrubWindows>,
+}
+
+/// When scrubs run. The cron expression is for the metadata service to judge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrubWindows {
+    pub schedule: String,
+    pub window: Duration,
 }
 
 /// One StatefulSet to be.
@@ -155,6 +163,7 @@ pub fn validate(cluster: &CurveCluster, own_image: &str) -> Result<ValidatedClus
         mds: validate_mds(cluster, &first.storage)?,
         node_sets,
         out_after: validate_duration("spec.recovery.outAfter", &spec.recovery.out_after)?,
+        scrub: spec.scrub.as_ref().map(validate_scrub).transpose()?,
     })
 }
 
@@ -302,6 +311,11 @@ fn validate_duration(field: &str, text: &str) -> Result<Duration, Invalid> {
         Some(number) if unit > 0 && number > 0 => Ok(Duration::from_secs(u64::from(number) * unit)),
         _ => invalid(field, format!("{text:?} is not a duration such as 30s, 10m or 1h")),
     }
+}
+
+fn validate_scrub(scrub: &Scrub) -> Result<ScrubWindows, Invalid> {
+    let window = validate_duration("spec.scrub.window", &scrub.window)?;
+    Ok(ScrubWindows { schedule: scrub.schedule.clone(), window })
 }
 
 /// The image reference and pull policy; parts that the spec leaves out are the operator's own.

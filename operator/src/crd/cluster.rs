@@ -70,6 +70,10 @@ pub struct CurveClusterSpec {
     #[serde(default)]
     pub recovery: Recovery,
 
+    /// When all blocks are read to find damage. Without it, what `curve scrub schedule` last said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<Scrub>,
+
     /// What happens to the data when this object is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
@@ -216,6 +220,29 @@ impl Recovery {
 impl Default for Recovery {
     fn default() -> Self {
         Self { out_after: Self::default_out_after() }
+    }
+}
+
+/// When all blocks are read to find damage.
+#[derive(KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Scrub {
+    /// When windows begin: a cron expression of minute, hour, day, month and weekday, in UTC.
+    #[schemars(length(max = 100), regex(pattern = r"^[0-9*,/-]+( [0-9*,/-]+){4}$"))]
+    pub schedule: String,
+
+    /// How long a window is.
+    #[serde(default = "Scrub::default_window")]
+    #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]*[smh]$"))]
+    #[x_kube(validation = Rule::new(
+        "duration(self) >= duration('1m') && duration(self) <= duration('168h')"
+    ).message("scrub.window must lie between 1m and 168h"))]
+    pub window: String,
+}
+
+impl Scrub {
+    fn default_window() -> String {
+        "5h".into()
     }
 }
 

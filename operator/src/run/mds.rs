@@ -41,6 +41,16 @@ impl ClusterApi for MdsConnections {
         self.client(target)?.create_pool(pool.clone()).await.map(drop).map_err(to_api_error)
     }
 
+    async fn set_scrub_schedule(
+        &self,
+        target: &Target,
+        schedule: &str,
+        window_secs: u64,
+    ) -> Result<(), ApiError> {
+        let set = self.client(target)?.set_scrub_schedule(schedule, window_secs).await;
+        set.map_err(to_api_error)
+    }
+
     async fn delete_pool(&self, target: &Target, name: &str) -> Result<(), ApiError> {
         match self.client(target)?.delete_pool(name).await {
             Err(error) if error.kind == MdsErrorKind::NotFound => Ok(()),

@@ -35,6 +35,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(slow_messages(scene));
     messages.extend(finding_messages(state));
     messages.extend(paused_message(state));
+    let schedule = state.scrubs.schedule.as_ref();
     let attached = state
         .volumes
         .values()
@@ -63,6 +64,8 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
         copysets_unavailable: counts.unavailable,
         attached_volumes: attached.count() as u32,
         paused_schedulers: paused(state),
+        scrub_schedule: schedule.map(|schedule| schedule.text.clone()).unwrap_or_default(),
+        scrub_window_secs: schedule.map_or(0, |schedule| schedule.window_secs),
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use curve_client::pattern::{examine, fill};
 use curve_client::{AttachOptions, BlockDevice, CreateVolume, MdsClient, Volume, VolumeOptions};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, VolumeLimits};
+use curve_wire::proto::Comparison;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -136,6 +137,10 @@ pub async fn run(number: u64, seed: u64, mds: MdsClient, shared: Shared) -> Resu
             tracing::debug!(%error, "not all read yet");
             tokio::time::sleep(RETRY).await;
         }
+        while let Err(error) = compare(&mds, &shared).await {
+            tracing::debug!(%error, "not all scrubbed yet");
+            tokio::time::sleep(RETRY).await;
+        }
         shared.inner.borrow_mut().finished = true;
     }
     Ok(())
@@ -199,6 +204,30 @@ async fn read(volume: &Volume, first: u64, count: u64, epoch: u64, shared: &Shar
     }
     shared.count("reads");
     Ok(())
+}
+
+/// Has every copyset scrubbed. Its replicas must be equal at one index of their log, and no block
+/// be lost: the damaged ones have whole copies.
+async fn compare(mds: &MdsClient, shared: &Shared) -> Result<()> {
+    let copysets = mds.start_scrub(None).await?;
+    loop {
+        let scrubs = mds.scrubs(None).await?.copysets;
+        if scrubs.iter().all(|scrub| !scrub.requested && scrub.running.is_none()) {
+            ensure!(scrubs.len() == copysets.len(), "{} copysets scrubbed", scrubs.len());
+            for scrub in &scrubs {
+                let last = scrub.last.as_ref().context("a scrub that never ended")?;
+                let alike = last.comparison() == Comparison::Alike;
+                let reports = last.replicas.iter().filter_map(|replica| replica.report);
+                if !alike || reports.map(|report| report.lost + report.unrepaired).sum::<u64>() > 0
+                {
+                    shared.violate(format!("equal replicas: {scrub:?}"));
+                }
+                shared.count("copysets compared");
+            }
+            return Ok(());
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Reads every block that was ever used, once.

@@ -38,6 +38,7 @@ impl Scene {
             pods: &pods,
             shortages: &self.shortages,
             misfits: &[],
+            scrub_refused: None,
             rollout: &self.rollout,
         };
         let status = summarize(&validated_with(json!({})), &inputs);

@@ -82,6 +82,7 @@ fn what_cannot_be_carried_out_is_refused_by_field() {
         (json!({"mds": {"replicas": 2}}), "spec.mds.replicas"),
         (json!({"recovery": {"outAfter": "soon"}}), "spec.recovery.outAfter"),
         (json!({"recovery": {"outAfter": ""}}), "spec.recovery.outAfter"),
+        (json!({"scrub": {"schedule": "0 1 * * *", "window": "long"}}), "spec.scrub.window"),
         (json!({"deletionPolicy": "Destroy"}), "spec.destroyConfirmation"),
         (
             json!({"deletionPolicy": "Destroy", "destroyConfirmation": "other"}),
