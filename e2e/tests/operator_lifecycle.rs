@@ -119,6 +119,7 @@ fn a_cluster_lives_grows_changes_and_ends_as_its_spec_says() -> Result<()> {
     let shrink = apply(ns, 3, &FIRST).err().context("a shrinking count was accepted")?;
     ensure!(shrink.to_string().contains("count cannot shrink"), "{shrink}");
 
+    scrub_in_windows(ns)?;
     roll(ns)?;
     keep_and_return(ns, &id)?;
     find_it_again(ns, &sum)?;
@@ -208,6 +209,28 @@ fn kill_leading_operator() -> Result<()> {
         Ok(now) if now != leader && !now.is_empty() => Ok(()),
         other => Err(format!("{other:?}")),
     })
+}
+
+/// The spec says when scrubs run; one that makes no sense is refused, and says why.
+fn scrub_in_windows(ns: &str) -> Result<()> {
+    let set = |schedule: &str| {
+        let scrub = serde_json::json!({"schedule": schedule});
+        let patch = serde_json::json!({"spec": {"scrub": scrub}}).to_string();
+        kubectl::run(&["-n", ns, "patch", OBJECT, "--type=merge", "-p", &patch])
+    };
+    set("0 1 * * *")?;
+    let status = ["-n", ns, "exec", "small-mds-0", "--", "curve", "scrub", "status"];
+    wait::until("the windows of scrubs", READY, || match kubectl::run(&status) {
+        Ok(said) if said.contains("\"0 1 * * *\" (UTC), 5.0 h each") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
+    let refused = set("tonight").err().context("a schedule without fields was taken")?;
+    ensure!(format!("{refused:#}").contains("spec.scrub.schedule"), "{refused:#}");
+    set("0 25 * * *")?;
+    let progressing = "{.status.conditions[?(@.type==\"Progressing\")].reason}";
+    kubectl::wait_field(ns, OBJECT, progressing, "ScrubRefused", READY)?;
+    set("0 2 * * *")?;
+    wait_ready(ns, READY)
 }
 
 /// Without a word about the data, deletion keeps it for the cluster that comes next.

@@ -210,11 +210,10 @@ fn full_messages(scene: Scene<'_>) -> Vec<String> {
 fn slow_messages(scene: Scene<'_>) -> Vec<String> {
     let slow = |(id, device): (DeviceId, &Device)| {
         let commit = scene.slow(id).filter(|_| scene.is_up(id))?;
+        let (name, now) = (&device.name, commit.as_millis());
         Some(format!(
-            "chunkserver {} is slow: a commit takes {} ms, more than five times what it takes \
-             elsewhere; it leads no copysets until that is over",
-            device.name,
-            commit.as_millis()
+            "chunkserver {name} has a slow disk (a commit takes {now} ms now): it is given no \
+             leadership until its commits have been sound for a minute"
         ))
     };
     current(scene.state).filter_map(slow).collect()

@@ -15,12 +15,18 @@ const SLOW_AFTER: Duration = Duration::from_secs(15);
 const SOUND_AFTER: Duration = Duration::from_secs(60);
 /// Weight of the last report in the mean, as a divisor.
 const SMOOTHING: u32 = 4;
+/// One report counts as at most so many times what is too long: a stall of seconds is a burst.
+const REPORT_MAX: u32 = 4;
+/// Reports of commits that are further apart than this say nothing of the time between them.
+const GAP: Duration = Duration::from_secs(5);
 
 /// How fast one device commits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pace {
     /// A moving mean; None until the device has committed something.
     mean: Option<Duration>,
+    /// Of the last report of a commit.
+    heard: Moment,
     /// Since when it has not been what it is called.
     deviates_since: Option<Moment>,
     is_slow: bool,
@@ -38,17 +44,21 @@ impl Pace {
     /// After one more report. `commit` is what a commit took on average, None if there was none;
     /// `others` the median of the others.
     pub fn after(self, commit: Option<Duration>, others: Option<Duration>, now: Moment) -> Self {
-        let Some(commit) = commit else { return self };
-        let mean = self.mean.map_or(commit, |mean| {
-            mean.saturating_sub(mean / SMOOTHING).saturating_add(commit / SMOOTHING)
-        });
-        let is_outlier = others.is_some_and(|others| mean > FLOOR.max(others * FACTOR));
-        let mut next = Self { mean: Some(mean), ..self };
+        let idle = now.saturating_sub(self.heard);
+        let Some(commit) = commit else {
+            // Nobody knows how fast it is, and nobody waits for it.
+            return if idle >= SOUND_AFTER { Self::default() } else { self };
+        };
+        let too_long = others.map(|others| FLOOR.max(others.saturating_mul(FACTOR)));
+        let commit = too_long.map_or(commit, |limit| commit.min(limit.saturating_mul(REPORT_MAX)));
+        let mean = self.mean.map_or(commit, |mean| mean - mean / SMOOTHING + commit / SMOOTHING);
+        let is_outlier = too_long.is_some_and(|limit| mean > limit);
+        let mut next = Self { mean: Some(mean), heard: now, ..self };
         if is_outlier == self.is_slow {
             next.deviates_since = None;
             return next;
         }
-        let since = self.deviates_since.unwrap_or(now);
+        let since = self.deviates_since.filter(|_| idle <= GAP).unwrap_or(now);
         next.deviates_since = Some(since);
         let patience = if is_outlier { SLOW_AFTER } else { SOUND_AFTER };
         if now.saturating_sub(since) >= patience {
@@ -102,6 +112,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stall_is_a_burst_and_idle_time_proves_nothing() {
+        let mut pace = run(Pace::default(), 0, 10, FAST);
+        for second in 10..15 {
+            let hanging = Duration::from_secs(second - 9);
+            pace = pace.after(Some(hanging), Some(FAST), Duration::from_secs(second));
+        }
+        assert_eq!(run(pace, 15, 30, FAST).slow(), None);
+        let once = Pace::default().after(Some(SLOW * 3), Some(FAST), Duration::from_secs(1));
+        assert_eq!(once.after(Some(SLOW), Some(FAST), Duration::from_secs(30)).slow(), None);
+    }
+
+    #[test]
     fn slow_is_relative_and_says_nothing_where_nobody_writes() {
         let slow = run(Pace::default(), 0, 30, SLOW);
         let mut pace = Pace::default();
@@ -109,7 +131,9 @@ mod tests {
             pace = pace.after(Some(SLOW), Some(SLOW / 2), Duration::from_secs(second));
         }
         assert_eq!(pace.slow(), None, "all are");
-        assert_eq!(slow.after(None, Some(FAST), Duration::from_secs(500)), slow);
+        assert!(slow.after(None, Some(FAST), Duration::from_secs(40)).slow().is_some());
+        let idle = slow.after(None, Some(FAST), Duration::from_secs(100));
+        assert_eq!(idle, Pace::default(), "nobody waits for it");
         let alone = Pace::default().after(Some(SLOW), None, Duration::ZERO);
         assert_eq!(alone.deviates_since, None, "there is nothing to compare with");
     }

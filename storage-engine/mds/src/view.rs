@@ -68,9 +68,13 @@ impl View {
         Self { since: now, devices_changed: now, ..Self::default() }
     }
 
-    pub fn on_heartbeat(&mut self, id: DeviceId, now: Moment, heard: Heard) {
+    pub fn on_heartbeat(&mut self, state: &State, id: DeviceId, now: Moment, heard: Heard) {
         let Heard { capacity, used, commit, replicas } = heard;
-        let others = self.devices.iter().filter(|(other, _)| **other != id);
+        // A disk is compared with others of its kind.
+        let class = |id: &DeviceId| state.devices.get(id).map(|device| &device.class);
+        let alike = |other: &DeviceId| *other != id && class(other) == class(&id);
+        let others = self.devices.iter();
+        let others = others.filter(|(other, seen)| alike(other) && now - seen.at <= DOWN_AFTER);
         let others = Pace::median(others.map(|(_, seen)| seen.pace));
         let before = self.devices.get(&id).filter(|seen| now - seen.at <= DOWN_AFTER);
         let up_since = before.map_or(now, |seen| seen.up_since);

@@ -24,7 +24,6 @@ use crate::replica::{Machine, Replica, SnapshotData};
 use crate::room::LogRoom;
 use crate::snapshot::{Destination, Receiver, Target};
 use crate::types::{LeaderId, Membership, NodeId, SnapshotMeta, StoredMembership, Types, Vote};
-use crate::witness::ReplicaId;
 use crate::{GroupReport, Leadership, ReadPolicy, Timing};
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -76,10 +75,6 @@ impl GroupCore {
 
     pub fn node(&self) -> NodeId {
         NodeId(self.shared.device)
-    }
-
-    pub fn replica_id(&self) -> ReplicaId {
-        ReplicaId { device: self.device(), group: self.id }
     }
 
     /// Reads a few fields of Raft's metrics without cloning all of them.

@@ -20,7 +20,6 @@ use crate::codec::message::{self, Probe, read_reply};
 use crate::core::GroupCore;
 use crate::peers::Lane;
 use crate::types::{LeaderId, Membership, NodeId, log_id};
-use crate::witness::tell;
 
 /// Candidates wait a random part of this before they ask, so that two rarely stand at once.
 const SPREAD: Duration = Duration::from_millis(150);
@@ -41,9 +40,6 @@ pub(crate) async fn follow_leadership(core: Arc<GroupCore>) {
             (now.vote, now.state == ServerState::Leader, now.current_leader)
         };
         let term = vote.leader_id.term;
-        if leads {
-            tell(|witness| witness.leads(core.replica_id(), vote.leader_id.into()));
-        }
         let applied = data.borrow_watched().last_applied;
         // The first entry of a term is the leader's own; with it, all earlier ones are applied.
         let ready = leads && applied.is_some_and(|id| id.leader_id == vote.leader_id);

@@ -129,7 +129,7 @@ impl GroupCore {
             return Some(self.denial());
         }
         if request.leadership_transfer {
-            return self.vote_and_tell(request).await;
+            return self.raft.vote(request).await.ok();
         }
         if !self.gate.may_replace(Instant::now()) {
             return Some(self.denial());
@@ -137,20 +137,11 @@ impl GroupCore {
         let lost = self.followed().filter(|leader| self.has_lost(leader.node_id.0));
         let deposed = lost.filter(|leader| self.gate.depose(*leader, Instant::now()));
         request.leadership_transfer = deposed.is_some();
-        let response = self.vote_and_tell(request).await;
+        let response = self.raft.vote(request).await.ok();
         if let Some(leader) = deposed {
             self.gate.reinstate(leader);
         }
         response
-    }
-
-    async fn vote_and_tell(&self, request: VoteRequest) -> Option<VoteResponse> {
-        let term = request.vote.leader_id.into();
-        let response = self.raft.vote(request).await.ok()?;
-        if response.vote_granted {
-            tell(|witness| witness.voted(self.replica_id(), term));
-        }
-        Some(response)
     }
 
     fn has_lost(&self, leader: DeviceId) -> bool {

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use crate::blocking::patiently;
 use crate::codec::entry::{from_log, to_log};
 use crate::types::{Entry, LogId, Types, Vote, log_id, position, raft_vote, stored_vote};
+use crate::witness::{ReplicaId, tell};
 
 /// Bytes of entries in one append to a peer; a single longer entry goes alone.
 const APPEND_BYTES_MAX: usize = 1 << 20;
@@ -204,7 +205,10 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let (done, durable) = oneshot::channel();
         self.group.save_vote(stored_vote(vote), Box::new(|result| drop(done.send(result))));
-        durable.await.map_err(io::Error::other)?.map_err(io::Error::other)
+        durable.await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let (device, group) = (self.store.superblock().device, self.group.id());
+        tell(|witness| witness.voted(ReplicaId { device, group }, vote.leader_id.into()));
+        Ok(())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>

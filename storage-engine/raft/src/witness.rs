@@ -30,11 +30,10 @@ impl From<LeaderId> for Term {
 pub trait Witness: Send + Sync + 'static {
     /// The replica starts with this vote, at the end of this log.
     fn started(&self, replica: ReplicaId, vote: Option<Vote>, last: Option<LogPosition>);
-    /// It has granted its vote.
+    /// It has a vote on its device, of which it tells others next.
     fn voted(&self, replica: ReplicaId, term: Term);
     /// It has acknowledged to the leader of `term` all entries up to `last`.
     fn acknowledged(&self, replica: ReplicaId, term: Term, last: LogPosition);
-    fn leads(&self, replica: ReplicaId, term: Term);
     /// It is gone, and with it all that it promised.
     fn dropped(&self, replica: ReplicaId);
 }

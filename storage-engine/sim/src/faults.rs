@@ -174,15 +174,16 @@ impl<'a> Faults<'a> {
         self.mends.push((start, Mend::Start(name)));
     }
 
-    /// Nobody ends its connections: those at their other ends have to notice.
+    /// Nobody ends its connections: those at their other ends have to notice, by the silence or by
+    /// what the host says once it is back.
     fn lose_power(&mut self, sim: &mut Sim<'_>, name: &'static str, now: Duration) {
         // First: nothing of what its process still does on the way out reaches disk or network.
         let rng = &mut self.rng;
         self.devices.lose_power(&self.files.device(name), || rng.random());
+        network::lose_power(sim.lookup(name));
         let start = now + self.after(200..6000);
-        let others: Vec<_> = everyone().filter(|other| *other != name).collect();
-        others.iter().for_each(|other| sim.partition(name, *other));
-        self.reconnect(name, others, now, start);
+        let others = everyone().filter(|other| *other != name).collect();
+        self.mends.push((start.min(now + SILENCE_MAX), Mend::TimeOut(name, others)));
         self.kill(sim, name, start);
     }
 

@@ -15,7 +15,10 @@ use turmoil::net::{TcpListener, TcpStream};
 
 /// One end of a connection.
 struct End {
+    /// Its own and the other's.
     hosts: [IpAddr; 2],
+    /// Its host has lost power: nobody tells the other end.
+    is_dead: AtomicBool,
     timed_out: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
@@ -27,9 +30,7 @@ static ENDS: Mutex<Vec<Weak<End>>> = Mutex::new(Vec::new());
 /// for long. Turmoil sends nothing again, so that a connection of which a message was lost must not
 /// go on.
 pub fn time_out(one: IpAddr, other: IpAddr) {
-    let mut ends = ENDS.lock().unwrap_or_else(PoisonError::into_inner);
-    ends.retain(|end| end.strong_count() > 0);
-    for end in ends.iter().filter_map(Weak::upgrade) {
+    for end in ends() {
         if end.hosts == [one, other] || end.hosts == [other, one] {
             end.timed_out.store(true, Ordering::Relaxed);
             end.reader.wake();
@@ -38,19 +39,43 @@ pub fn time_out(one: IpAddr, other: IpAddr) {
     }
 }
 
-impl End {
-    fn check(&self) -> io::Result<()> {
-        match self.timed_out.load(Ordering::Relaxed) {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => Ok(()),
-        }
+/// The host loses power: what it has sent arrives, but no connection of it is ended.
+pub fn lose_power(host: IpAddr) {
+    for end in ends().filter(|end| end.hosts[0] == host) {
+        end.is_dead.store(true, Ordering::Relaxed);
     }
+}
+
+fn ends() -> impl Iterator<Item = Arc<End>> {
+    let mut ends = ENDS.lock().unwrap_or_else(PoisonError::into_inner);
+    ends.retain(|end| end.strong_count() > 0);
+    let ends: Vec<_> = ends.iter().filter_map(Weak::upgrade).collect();
+    ends.into_iter()
 }
 
 /// Reads or writes until the connection has timed out.
 struct Half<H> {
-    half: H,
+    /// There until it is dropped.
+    half: Option<H>,
     end: Arc<End>,
+}
+
+impl<H> Half<H> {
+    fn get(&mut self) -> io::Result<&mut H> {
+        match self.end.timed_out.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(self.half.as_mut().expect("not dropped")),
+        }
+    }
+}
+
+impl<H> Drop for Half<H> {
+    fn drop(&mut self) {
+        if self.end.is_dead.load(Ordering::Relaxed) {
+            // To drop it would tell the other end.
+            std::mem::forget(self.half.take());
+        }
+    }
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Half<R> {
@@ -60,8 +85,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Half<R> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.end.reader.register(cx.waker());
-        self.end.check()?;
-        Pin::new(&mut self.half).poll_read(cx, buf)
+        Pin::new(self.get()?).poll_read(cx, buf)
     }
 }
 
@@ -72,16 +96,15 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Half<W> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.end.writer.register(cx.waker());
-        self.end.check()?;
-        Pin::new(&mut self.half).poll_write(cx, buf)
+        Pin::new(self.get()?).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.half).poll_flush(cx)
+        Pin::new(self.get()?).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.half).poll_shutdown(cx)
+        Pin::new(self.get()?).poll_shutdown(cx)
     }
 }
 
@@ -89,14 +112,15 @@ fn stream(stream: TcpStream) -> io::Result<Stream> {
     let hosts = [stream.local_addr()?.ip(), stream.peer_addr()?.ip()];
     let end = Arc::new(End {
         hosts,
+        is_dead: AtomicBool::new(false),
         timed_out: AtomicBool::new(false),
         reader: AtomicWaker::new(),
         writer: AtomicWaker::new(),
     });
     ENDS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&end));
     let (read, write) = stream.into_split();
-    let read = Half { half: read, end: end.clone() };
-    Ok(Stream::new(Box::new(read), Box::new(Half { half: write, end })))
+    let read = Half { half: Some(read), end: end.clone() };
+    Ok(Stream::new(Box::new(read), Box::new(Half { half: Some(write), end })))
 }
 
 /// Of whichever host is running.

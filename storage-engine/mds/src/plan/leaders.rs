@@ -26,7 +26,9 @@ pub fn plan_first_voters(scene: Scene<'_>) -> Vec<Kind> {
     let mut busy = BTreeSet::new();
     for (id, copyset) in &scene.state.copysets {
         let leader = scene.view.leader_of(*id, scene.now).map(|(leader, _)| leader);
-        let first = copyset.voters.first().copied().filter(|first| scene.is_up(*first));
+        let first = copyset.voters.first().copied();
+        // A slow one leads nothing, and is not waited for.
+        let first = first.filter(|first| scene.is_up(*first) && scene.slow(*first).is_none());
         if first.is_some() && leader != first {
             // Not carried out yet.
             busy.extend(first);

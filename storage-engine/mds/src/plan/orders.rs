@@ -153,7 +153,9 @@ fn plan_step_down(
 ) -> Option<proto::TransferLeader> {
     let stays =
         |voter: &&DeviceId| **voter != leader && scene.is_up(**voter) && !scene.is_out(**voter);
-    let to = copyset.voters.iter().filter(stays).find(|voter| report.caught_up.contains(*voter))?;
+    let able = copyset.voters.iter().filter(stays);
+    let able = able.filter(|voter| report.caught_up.contains(*voter));
+    let to = able.min_by_key(|voter| scene.slow(**voter).is_some())?;
     Some(proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 

@@ -108,7 +108,6 @@ fn plan_begins(scene: Scene<'_>) -> Vec<Kind> {
         candidates(scene).into_iter().partition(|(id, _)| is_requested(scene, *id));
     // What a person wants does not wait for what takes its time: that one is put off.
     let mut begins = begin(taken(scene, |run| run.requested), requested);
-    // Nothing unhurried begins in the way of what a person wants.
     if begins.is_empty() {
         begins = begin(taken(scene, |_| true), due);
     }

@@ -141,7 +141,7 @@ impl World {
         let used = self.hosted[&id].len() as u64 * self.replica_bytes;
         let commit = self.commits.get(&id).copied().unwrap_or(Duration::from_millis(1));
         let heard = Heard { capacity: CAPACITY, used, commit: Some(commit), replicas };
-        self.view.on_heartbeat(id, self.now, heard);
+        self.view.on_heartbeat(&self.state, id, self.now, heard);
     }
 
     fn drops(&self, id: DeviceId) -> Vec<u32> {
@@ -252,6 +252,11 @@ impl World {
         all.map(|(id, copyset)| self.scene().condition(*id, copyset)).collect()
     }
 
+    /// How many copysets the device leads.
+    fn led(&self, id: DeviceId) -> usize {
+        self.groups.keys().filter(|copyset| self.leader(**copyset) == Some(id)).count()
+    }
+
     fn settle(&mut self, seconds: usize) {
         for _ in 0..seconds {
             self.tick();
@@ -297,13 +302,22 @@ fn a_lost_device_is_replaced_after_the_time_and_not_before() {
 }
 
 #[test]
+fn a_slow_device_does_not_keep_a_new_one_from_leading() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(60);
+    world.commits.insert(device(2), Duration::from_millis(300));
+    world.settle(40);
+    world.register(4, "cs-3", 4);
+    world.settle(200);
+    assert_eq!(world.led(device(2)), 0);
+    assert!(world.led(device(4)) >= 1);
+}
+
+#[test]
 fn a_slow_device_leads_nothing_until_it_is_sound_again() {
     let mut world = World::new(&[1, 2, 3]);
     world.settle(60);
-    let led = |world: &World| {
-        let leaders = world.groups.keys().filter_map(|id| world.leader(*id));
-        leaders.filter(|leader| *leader == device(2)).count()
-    };
+    let led = |world: &World| world.led(device(2));
     let planned = led(&world);
     assert!(planned >= 2);
     world.commits.insert(device(2), Duration::from_millis(300));

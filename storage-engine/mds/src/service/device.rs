@@ -110,6 +110,7 @@ impl Service {
     /// or a scrub came to its end.
     fn hear(&self, id: DeviceId, heard: Heard) {
         let now = self.0.now();
+        let state = self.0.state.read();
         let mut view = self.0.view();
         let before = view.devices.get(&id);
         let moved = before.is_none_or(|before| {
@@ -122,8 +123,8 @@ impl Service {
             };
             essences(&before.replicas) != essences(&heard.replicas)
         });
-        view.on_heartbeat(id, now, heard);
-        drop(view);
+        view.on_heartbeat(&state, id, now, heard);
+        drop((view, state));
         if moved {
             self.0.wake.notify_one();
         }

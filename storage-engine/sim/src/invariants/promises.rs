@@ -1,13 +1,14 @@
-//! Replicas keep to what they told each other, whatever happens to them in between: a term has at
-//! most one leader, a replica votes for nobody after it voted for a later term, and what it voted
-//! and acknowledged is there when it starts again.
+//! Replicas keep to what they told each other, whatever happens to them in between: a replica votes
+//! for nobody after it voted for a later term, and what it voted, and what it acknowledged to the
+//! leader that it still follows, is there when it starts again. A term has one leader at most then:
+//! it belongs to one candidate, whom a quorum voted for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use curve_raft::witness::{ReplicaId, Term, Witness};
 use curve_store::{LogPosition, Vote};
-use curve_types::{CopysetId, DeviceId};
+use curve_types::DeviceId;
 
 /// What one replica told last.
 #[derive(Default)]
@@ -20,7 +21,6 @@ struct Told {
 #[derive(Default)]
 struct State {
     told: BTreeMap<ReplicaId, Told>,
-    leaders: BTreeMap<(CopysetId, Term), DeviceId>,
     rotten: BTreeSet<DeviceId>,
     /// Who voted last, until somebody asks.
     voter: Option<DeviceId>,
@@ -90,16 +90,6 @@ impl Witness for Promises {
         *acknowledged = (*acknowledged).max(Some((term, last)));
     }
 
-    fn leads(&self, replica: ReplicaId, term: Term) {
-        let mut state = self.lock();
-        let ReplicaId { device, group } = replica;
-        let leader = *state.leaders.entry((group, term)).or_insert(device);
-        if leader != device {
-            let why = format!("copyset {group} has two leaders in {term:?}");
-            state.violations.push(format!("promises: {why}: {leader} and {device}"));
-        }
-    }
-
     fn dropped(&self, replica: ReplicaId) {
         self.lock().told.remove(&replica);
     }
@@ -107,6 +97,8 @@ impl Witness for Promises {
 
 #[cfg(test)]
 mod tests {
+    use curve_types::CopysetId;
+
     use super::*;
 
     fn position(term: u64, index: u64) -> LogPosition {
@@ -139,8 +131,6 @@ mod tests {
         finds(&|| promises.started(replica, vote(term(3, a)), Some(position(3, 8))), 1);
         finds(&|| promises.voted(replica, term(3, b)), 0);
         finds(&|| promises.voted(replica, term(3, a)), 1);
-        finds(&|| promises.leads(replica, term(5, device)), 0);
-        finds(&|| promises.leads(ReplicaId { device: a, ..replica }, term(5, device)), 1);
         promises.excuse(device);
         finds(&|| promises.started(replica, vote(term(3, b)), Some(position(3, 8))), 0);
         finds(&|| promises.dropped(replica), 0);

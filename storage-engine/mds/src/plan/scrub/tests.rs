@@ -124,7 +124,7 @@ impl World {
                 replicas.insert(copyset_id, report);
             }
             let heard = Heard { capacity: 1 << 40, used: 0, commit: None, replicas };
-            self.view.on_heartbeat(*id, self.now, heard);
+            self.view.on_heartbeat(&self.state, *id, self.now, heard);
         }
     }
 
