@@ -15,8 +15,9 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A peer whose host acknowledges nothing for so long, or that takes nothing out of a full socket,
-/// is lost: the connection fails with `TimedOut`. Without such a limit, what waits for a host that lost its power waits for a quarter
-/// of an hour. A connection made anew costs a round trip or two, so a false alarm is cheap.
+/// is lost: the connection fails with `TimedOut`. Without such a limit, what waits for a host that
+/// lost its power waits for a quarter of an hour. A connection made anew costs a round trip or two,
+/// so a false alarm is cheap.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// An idle connection is probed after so long, and then as often.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
