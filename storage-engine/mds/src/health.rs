@@ -35,7 +35,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(slow_messages(scene));
     messages.extend(finding_messages(state));
     messages.extend(paused_message(state));
-    let schedule = state.scrubs.schedule.as_ref();
+    let (scrub_schedule, scrub_window_secs) = state.scrubs.windows();
     let attached = state
         .volumes
         .values()
@@ -64,8 +64,8 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
         copysets_unavailable: counts.unavailable,
         attached_volumes: attached.count() as u32,
         paused_schedulers: paused(state),
-        scrub_schedule: schedule.map(|schedule| schedule.text.clone()).unwrap_or_default(),
-        scrub_window_secs: schedule.map_or(0, |schedule| schedule.window_secs),
+        scrub_schedule,
+        scrub_window_secs,
     }
 }
 

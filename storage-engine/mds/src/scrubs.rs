@@ -16,10 +16,10 @@ pub fn scrubs(scene: Scene<'_>, volume: Option<(VolumeId, PoolId)>) -> proto::Sc
         copyset.active && of_volume.as_ref().is_none_or(|of_volume| of_volume.contains(id))
     };
     let copysets = state.copysets.iter().filter(wanted);
-    let schedule = state.scrubs.schedule.as_ref();
+    let (schedule, window_secs) = state.scrubs.windows();
     proto::Scrubs {
-        schedule: schedule.map(|schedule| schedule.text.clone()).unwrap_or_default(),
-        window_secs: schedule.map_or(0, |schedule| schedule.window_secs),
+        schedule,
+        window_secs,
         open: is_open(scene),
         paused: state.paused.contains(&Scheduler::Scrub),
         copysets: copysets.map(|(id, copyset)| copyset_scrub(scene, *id, copyset)).collect(),

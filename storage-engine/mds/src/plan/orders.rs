@@ -151,10 +151,9 @@ fn plan_step_down(
     leader: DeviceId,
     report: &Report,
 ) -> Option<proto::TransferLeader> {
-    let stays =
-        |voter: &&DeviceId| **voter != leader && scene.is_up(**voter) && !scene.is_out(**voter);
-    let able = copyset.voters.iter().filter(stays);
-    let able = able.filter(|voter| report.caught_up.contains(*voter));
+    let stays = |voter: &DeviceId| *voter != leader && scene.is_up(*voter) && !scene.is_out(*voter);
+    let able = |voter: &&DeviceId| stays(voter) && report.caught_up.contains(*voter);
+    let able = copyset.voters.iter().filter(able);
     let to = able.min_by_key(|voter| scene.slow(**voter).is_some())?;
     Some(proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
@@ -171,17 +170,12 @@ fn plan_transfer(
     if scene.state.paused.contains(&Scheduler::Leaders) || copyset.joining.is_some() {
         return None;
     }
-    let first = *copyset.voters.first()?;
+    // The first voter is where it was planned; a slow leader hands over to any.
+    let asked = if scene.slow(leader).is_some() { copyset.voters.len() } else { 1 };
     let may_take =
-        |to: DeviceId| to != leader && report.caught_up.contains(&to) && may_lead(scene, to);
-    let to = match may_take(first) {
-        true => Some(first),
-        false if scene.slow(leader).is_some() => {
-            copyset.voters.iter().copied().find(|to| may_take(*to))
-        }
-        false => None,
-    };
-    to.map(|to| proto::TransferLeader { copyset: id.0, to: to.to_wire() })
+        |to: &&DeviceId| **to != leader && report.caught_up.contains(*to) && may_lead(scene, **to);
+    let to = copyset.voters.iter().take(asked).find(may_take)?;
+    Some(proto::TransferLeader { copyset: id.0, to: to.to_wire() })
 }
 
 /// Whether the device may be given leadership.

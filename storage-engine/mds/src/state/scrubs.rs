@@ -72,6 +72,14 @@ impl Default for Scrubs {
     }
 }
 
+impl Scrubs {
+    /// The cron expression and the length of windows; empty and 0 without a schedule.
+    pub fn windows(&self) -> (String, u64) {
+        let windows = |schedule: &Schedule| (schedule.text.clone(), schedule.window_secs);
+        self.schedule.as_ref().map(windows).unwrap_or_default()
+    }
+}
+
 impl EndedScrub {
     pub fn comparison(&self) -> Comparison {
         // Those that have one may differ although another has none.

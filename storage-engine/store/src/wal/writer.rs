@@ -67,7 +67,7 @@ impl WriterStats {
 pub struct Commits {
     pub count: u64,
     /// Of all that have ended.
-    pub time: Duration,
+    time: Duration,
     under_way_since: Option<Instant>,
 }
 
@@ -77,21 +77,16 @@ impl Commits {
     }
 
     fn end(&mut self) {
+        let Some(since) = self.under_way_since.take() else { return };
         self.count += 1;
-        self.time += self.under_way();
-        self.under_way_since = None;
-    }
-
-    /// How long the one under way has taken so far.
-    pub fn under_way(&self) -> Duration {
-        self.under_way_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.time += since.elapsed();
     }
 
     /// What one took on average since `before`, or takes by now; None if there was none.
     pub fn mean_since(&self, before: &Self) -> Option<Duration> {
         let count = u32::try_from(self.count - before.count).unwrap_or(u32::MAX);
         let ended = (self.time - before.time).checked_div(count);
-        let under_way = self.under_way_since.map(|_| self.under_way());
+        let under_way = self.under_way_since.map(|since| since.elapsed());
         ended.max(under_way)
     }
 }
