@@ -157,7 +157,7 @@ impl GroupInner {
         let purge = Queued { freed: log.take_freed(), ..Queued::new(purge, cost) };
         let truncate =
             truncate.map(|record| Queued::new(Job::Record { group: self.id, record }, cost));
-        core.queue.push(truncate.into_iter().chain([purge]));
+        core.queue.push(truncate.into_iter().chain([purge]), log);
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl GroupInner {
         let freed = log.take_freed();
         if !freed.is_empty() {
             // In the queue's order: the purge that dropped them may still be on its way.
-            core.queue.push([Queued { freed, ..Queued::new(Job::Nothing, 0) }]);
+            core.queue.push([Queued { freed, ..Queued::new(Job::Nothing, 0) }], log);
         }
     }
 
@@ -263,7 +263,7 @@ impl Group {
             Some(last) => last.done = Some(done),
             None => queued.push(Queued { done: Some(done), ..Queued::new(Job::Nothing, 0) }),
         }
-        core.queue.push(queued);
+        core.queue.push(queued, log);
         Ok(())
     }
 
@@ -332,7 +332,8 @@ impl Group {
             return Err((error, done));
         }
         let job = Job::Record { group: self.id(), record };
-        core.queue.push([Queued { job, reserved, freed: log.take_freed(), done: Some(done) }]);
+        let queued = Queued { job, reserved, freed: log.take_freed(), done: Some(done) };
+        core.queue.push([queued], log);
         Ok(())
     }
 

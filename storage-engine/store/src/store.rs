@@ -220,7 +220,7 @@ impl Store {
         let reserved = WalSpace::cost(Record::LEN_MAX);
         self.core().reserve(reserved, Purpose::Open)?;
         let job = Job::Record { group: CopysetId::MDS, record: Record::Open { cut } };
-        self.core().queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }]);
+        self.core().queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }], ());
         self.core().serve_writes();
         question.recv().unwrap_or_else(|_| self.core().device.check())
     }
@@ -262,7 +262,7 @@ impl Store {
         let inner = GroupInner::new(id, u64::MAX, LogIndex::default(), space, (None, Bytes::new()));
         groups.insert(id, inner.clone());
         let job = Job::Create { group: inner.clone() };
-        core.queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }]);
+        core.queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }], groups);
         Ok(self.handle(inner))
     }
 
@@ -280,7 +280,8 @@ impl Store {
             let mut log = inner.log();
             log.clear();
             let job = Job::Record { group: id, record: Record::RemoveGroup };
-            core.queue.push([Queued { job, reserved, freed: log.take_freed(), done: Some(done) }]);
+            let queued = Queued { job, reserved, freed: log.take_freed(), done: Some(done) };
+            core.queue.push([queued], log);
         }
         drop(groups);
         core.retire(inner.space.clone());

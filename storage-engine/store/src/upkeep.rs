@@ -185,7 +185,7 @@ impl UpkeepThread {
     /// Waits until everything queued so far is durable.
     fn barrier(&self) -> Result<Capture, StoreError> {
         let (answer, question) = mpsc::channel();
-        self.core.queue.push([Queued::new(Job::Capture(answer), 0)]);
+        self.core.queue.push([Queued::new(Job::Capture(answer), 0)], ());
         self.core.serve_writes();
         question.recv().map_err(|_| {
             self.core

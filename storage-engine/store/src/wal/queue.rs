@@ -104,7 +104,9 @@ impl Queue {
         Ok(())
     }
 
-    pub fn push(&self, queued: impl IntoIterator<Item = Queued>) {
+    /// `order` is what the caller locked to decide the order, if anything: let go before the IO
+    /// thread wakes, which would only run into it.
+    pub fn push<Lock>(&self, queued: impl IntoIterator<Item = Queued>, order: Lock) {
         let mut state = self.lock();
         let was_empty = state.jobs.is_empty();
         for item in queued {
@@ -112,6 +114,7 @@ impl Queue {
             state.jobs.push_back(item);
         }
         drop(state);
+        drop(order);
         if was_empty {
             self.filled.notify_one();
             if let Some(wake) = self.waker.get() {
