@@ -62,11 +62,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_commit_goes_with_the_next_entries_or_after_a_while() {
-        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let (sender, mut receiver) = mpsc::channel(4);
         let requests = Box::pin(stream::poll_fn(move |context| receiver.poll_recv(context)));
         let mut sent = Box::pin(coalesce(requests));
         let send = |index, with_entry| {
-            assert!(sender.send(request(index, with_entry)).is_ok());
+            assert!(sender.try_send(request(index, with_entry)).is_ok());
         };
 
         send(1, true);
