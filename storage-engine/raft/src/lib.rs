@@ -6,7 +6,6 @@
 
 mod blocking;
 mod codec;
-mod commits;
 mod core;
 mod election;
 #[cfg(feature = "fuzzing")]
