@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::gate::Gate;
+use crate::heard::Heard;
 use crate::inbox::Delivery;
 use crate::lease::LeaseClock;
 use crate::log::InstallGate;
@@ -57,6 +58,7 @@ pub(crate) struct GroupCore {
     pub group: Group,
     pub replica: Arc<Replica>,
     pub gate: Gate,
+    pub heard: Arc<Heard>,
     pub installs: Arc<InstallGate>,
     pub inbox: mpsc::Sender<Delivery>,
     pub snapshots: Receiver,

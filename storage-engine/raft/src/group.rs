@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::ReadPolicy;
-use crate::core::{CAUGHT_UP_LAG, GroupCore, elapsed};
+use crate::core::{CAUGHT_UP_LAG, GroupCore};
 use crate::peers::DialError;
 use crate::types::{NodeId, Proposal};
 
@@ -179,40 +179,63 @@ impl GroupHandle {
 
     /// After Ok, this replica's applied state contains everything acknowledged before the call.
     ///
-    /// By lease: openraft says when the request was sent that a quorum answered last. Within
-    /// `Timing::lease` of that no member of the quorum helps another leader (see `gate`), so every
-    /// write that was acknowledged went through this replica and was applied here first, once the
-    /// term's own first entry is applied.
+    /// By lease: within `Timing::lease` of sending what a quorum answered, no member of that quorum
+    /// helps another leader (see `gate`), so every write that was acknowledged went through this
+    /// replica and was applied here first, once the term's own first entry is applied. Without a
+    /// lease, the same holds once a quorum answered what was sent after the call.
     pub async fn read_barrier(&self) -> Result<(), ReadError> {
         if self.core.shared.read_policy == ReadPolicy::Lease && self.holds_lease() {
             self.core.shared.metrics.lease_reads.inc();
             return Ok(());
         }
         self.core.shared.metrics.index_reads.inc();
-        let confirm = self.core.raft.ensure_linearizable(RaftReadPolicy::ReadIndex);
-        match tokio::time::timeout(self.core.shared.timing.election_max, confirm).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
-                Err(ReadError::NotLeader { leader: forward.leader_id.map(|id| id.0) })
+        let confirmed = self.confirm(Instant::now());
+        let confirmed = tokio::time::timeout(self.core.shared.timing.election_max, confirmed);
+        confirmed.await.unwrap_or(Err(ReadError::NoQuorum))
+    }
+
+    /// Asks all members whether they still follow, and waits for a quorum that does after `asked`.
+    async fn confirm(&self, asked: Instant) -> Result<(), ReadError> {
+        let core = &self.core;
+        match core.raft.ensure_linearizable(RaftReadPolicy::ReadIndex).await {
+            Ok(_) => {}
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                return Err(ReadError::NotLeader { leader: forward.leader_id.map(|id| id.0) });
             }
-            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ReadError::NoQuorum),
-            Ok(Err(RaftError::Fatal(_))) => Err(ReadError::Stopped),
+            Err(RaftError::APIError(_)) => return Err(ReadError::NoQuorum),
+            Err(RaftError::Fatal(_)) => return Err(ReadError::Stopped),
         }
+        let confirmed = || self.heard_by_quorum().is_some_and(|(_, sent)| sent >= asked);
+        core.heard.wait_until(confirmed).await;
+        Ok(())
     }
 
     fn holds_lease(&self) -> bool {
         let core = &self.core;
+        self.heard_by_quorum().is_some_and(|(term, sent)| {
+            let age = sent.elapsed();
+            age < core.shared.timing.lease
+                && !core.hands_over(term)
+                && core.shared.clock.trusts(age)
+        })
+    }
+
+    /// The term in which this replica leads, and a time after which a quorum heard it do so; None
+    /// as long as it has not applied an entry of that term.
+    fn heard_by_quorum(&self) -> Option<(u64, Instant)> {
+        let core = &self.core;
         let me = core.node();
-        let age = core.look(|m| {
+        core.look(|m| {
             let leader = m.vote.leader_id;
             let leads = m.state == ServerState::Leader && m.vote.committed && leader.node_id == me;
             let ready = m.last_applied.is_some_and(|id| id.leader_id == leader);
-            if !leads || !ready || core.hands_over(leader.term) {
+            if !leads || !ready {
                 return None;
             }
-            m.last_quorum_acked.map(|at| elapsed(at.into_inner()))
-        });
-        age.is_some_and(|age| age < core.shared.timing.lease && core.shared.clock.trusts(age))
+            let members = m.membership_config.membership();
+            let sent = core.heard.by_quorum((leader.term, me), members, Instant::now())?;
+            Some((leader.term, sent))
+        })
     }
 
     /// Voters and learners of the effective configuration.

@@ -21,6 +21,7 @@ use crate::core::{GroupCore, Raft, Shared};
 use crate::election::follow_leadership;
 use crate::gate::Gate;
 use crate::group::PROPOSALS_KIB_MAX;
+use crate::heard::Heard;
 use crate::inbox::{INBOX_MAX, serve_appends};
 use crate::lease::LeaseClock;
 use crate::log::{InstallGate, LogStore};
@@ -356,9 +357,11 @@ impl Host {
         let log = LogStore::new(shared.store.clone(), group.clone(), installs.clone());
         let (store, metrics) = (shared.store.clone(), shared.metrics.clone());
         let machine = Machine::new(store, replica.clone(), installs.clone(), metrics);
+        let heard = Arc::<Heard>::default();
         let network = NetworkFactory {
             group: id,
             peers: shared.peers.clone(),
+            heard: heard.clone(),
             snapshots: self.snapshots.clone(),
         };
         let node = NodeId(shared.device);
@@ -378,6 +381,7 @@ impl Host {
             group,
             replica,
             gate,
+            heard,
             installs,
             inbox,
             snapshots: Receiver::default(),

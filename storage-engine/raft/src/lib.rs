@@ -12,6 +12,7 @@ mod election;
 pub mod fuzzing;
 mod gate;
 mod group;
+mod heard;
 mod host;
 mod inbox;
 mod lease;

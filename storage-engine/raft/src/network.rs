@@ -17,12 +17,14 @@ use openraft::raft::{
 };
 use openraft::{EmptyNode, OptionalSend};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::codec::message::{
     self, decode_append_reply, decode_vote_reply, encode_append, encode_transfer, encode_vote,
     read_reply,
 };
 use crate::codec::{Malformed, Reader};
+use crate::heard::Heard;
 use crate::peers::{Lane, Link, Peers};
 use crate::replica::SnapshotData;
 use crate::snapshot::Sender;
@@ -65,6 +67,7 @@ fn accepted(frame: Frame) -> Result<Reader, Rpc> {
 pub(crate) struct NetworkFactory {
     pub group: CopysetId,
     pub peers: Arc<Peers>,
+    pub heard: Arc<Heard>,
     pub snapshots: Arc<Sender>,
 }
 
@@ -97,6 +100,13 @@ pub(crate) struct Network {
     link: Arc<Link>,
 }
 
+/// An append that was sent in this term, just after this time.
+struct SentAppend {
+    term: u64,
+    at: Instant,
+    answer: oneshot::Receiver<Frame>,
+}
+
 impl Network {
     async fn connection(&self) -> Result<Arc<Connection>, Rpc> {
         let connection = self.link.connection(CONNECT_WAIT).await;
@@ -104,19 +114,24 @@ impl Network {
     }
 
     /// Queues an append; the answer comes later.
-    async fn send_append(&self, request: AppendRequest) -> Result<oneshot::Receiver<Frame>, Rpc> {
+    async fn send_append(&self, request: AppendRequest) -> Result<SentAppend, Rpc> {
+        let (term, at) = (request.vote.leader_id.term, Instant::now());
         let (head, payload) = encode_append(request);
         let connection = self.connection().await?;
         let sent = connection.send(message::APPEND, self.shared.group.0, head, payload).await;
-        sent.map_err(|error| broken(&error))
+        Ok(SentAppend { term, at, answer: sent.map_err(|error| broken(&error))? })
     }
 
-    async fn append_answer(answer: oneshot::Receiver<Frame>) -> Result<AppendResponse, Rpc> {
-        let frame = match tokio::time::timeout(APPEND_TIMEOUT, answer).await {
+    async fn append_answer(&self, sent: SentAppend) -> Result<AppendResponse, Rpc> {
+        let frame = match tokio::time::timeout(APPEND_TIMEOUT, sent.answer).await {
             Ok(answered) => answered.map_err(|_| broken(&RpcError::Closed))?,
             Err(_) => return Err(unreachable("no answer in time")),
         };
-        decode_append_reply(accepted(frame)?).map_err(malformed)
+        let response = decode_append_reply(accepted(frame)?).map_err(malformed)?;
+        if !matches!(response, AppendResponse::HigherVote(_)) {
+            self.shared.heard.note(sent.term, NodeId(self.target), sent.at);
+        }
+        Ok(response)
     }
 
     /// A small request on the control lane, whatever lane this network is for.
@@ -144,7 +159,7 @@ impl RaftNetworkV2<Types> for Network {
         rpc: AppendRequest,
         _option: RPCOption,
     ) -> Result<AppendResponse, Rpc> {
-        Self::append_answer(self.send_append(rpc).await?).await
+        self.append_answer(self.send_append(rpc).await?).await
     }
 
     /// Sends one after the other, so that order on the connection is order in the log, and awaits
@@ -163,8 +178,8 @@ impl RaftNetworkV2<Types> for Network {
             let last = request.entries.last().map(|entry| entry.log_id).or(prev);
             (this.send_append(request).await, prev, last)
         });
-        let answered = sent.map(|(sent, prev, last)| async move {
-            match Self::append_answer(sent?).await? {
+        let answered = sent.map(move |(sent, prev, last)| async move {
+            match this.append_answer(sent?).await? {
                 AppendResponse::Conflict => match prev {
                     Some(prev) => Ok(Err(StreamAppendError::Conflict(prev))),
                     None => Err(unreachable("the peer refuses the beginning of the log")),

@@ -5,5 +5,6 @@ mod conformance;
 mod failure;
 mod measure;
 mod membership;
+mod reads;
 mod replication;
 mod strangers;

@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use curve_store::{
-    Apply, ChunkView, FormatOptions, Group, Install, LogPosition, SimDisk, Store, StoreOptions,
-    Written, format_small,
+    Apply, ChunkView, Disk, FormatOptions, Group, Install, LogPosition, SimDisk, Store,
+    StoreOptions, Written, format_small,
 };
 use curve_types::{ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, VolumeId};
 use curve_wire::auth::Key;
 use curve_wire::rpc::{Replier, Request, Service, serve};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::{
@@ -140,6 +143,75 @@ impl SnapshotSink for Blocks {
 #[derive(Clone, Default)]
 pub struct Addresses(pub Arc<Mutex<HashMap<DeviceId, String>>>);
 
+/// How one node reaches the others: by their addresses, unless a test put something between.
+struct Routes {
+    detours: Addresses,
+    addresses: Addresses,
+}
+
+impl Resolve for Routes {
+    fn address(&self, device: DeviceId) -> Option<String> {
+        self.detours.address(device).or_else(|| self.addresses.address(device))
+    }
+}
+
+/// A disk whose syncs can be held up.
+struct Stalling {
+    disk: Arc<SimDisk>,
+    stalled: Arc<AtomicBool>,
+}
+
+impl Disk for Stalling {
+    fn len(&self) -> u64 {
+        self.disk.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.disk.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.write_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        while self.stalled.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.disk.sync()
+    }
+}
+
+/// A network between two nodes that can stop to deliver in one direction.
+pub struct Detour {
+    pub cut: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn relay(from: TcpStream, to: TcpStream, mut cut: watch::Receiver<bool>) -> io::Result<()> {
+    let (mut requests, mut replies_to) = from.into_split();
+    let (mut replies, mut requests_to) = to.into_split();
+    let forth = async {
+        let mut buf = vec![0; 64 << 10];
+        loop {
+            let len = requests.read(&mut buf).await?;
+            let _ = cut.wait_for(|cut| !cut).await;
+            match len {
+                0 => return io::Result::Ok(()),
+                len => requests_to.write_all(&buf[..len]).await?,
+            }
+        }
+    };
+    tokio::try_join!(forth, tokio::io::copy(&mut replies, &mut replies_to))?;
+    Ok(())
+}
+
 impl Resolve for Addresses {
     fn address(&self, device: DeviceId) -> Option<String> {
         self.0.lock().expect("lock").get(&device).cloned()
@@ -158,6 +230,8 @@ impl Service for Frames {
 pub struct Node {
     pub device: DeviceId,
     pub disk: Arc<SimDisk>,
+    pub stalled: Arc<AtomicBool>,
+    detours: Addresses,
     /// By group, what its state machine holds.
     pub maps: Arc<Mutex<HashMap<CopysetId, Arc<Mutex<Map>>>>>,
     pub running: Option<Running>,
@@ -214,8 +288,14 @@ impl Cluster {
             size: 128 << 20,
         };
         format_small(&*disk, &options, self.wal_len, 16 << 10).expect("format");
-        let maps = Arc::default();
-        self.nodes.push(Node { device, disk, maps, running: None });
+        self.nodes.push(Node {
+            device,
+            disk,
+            stalled: Arc::default(),
+            detours: Addresses::default(),
+            maps: Arc::default(),
+            running: None,
+        });
         let number = self.nodes.len() - 1;
         self.run(number).await;
         number
@@ -223,8 +303,9 @@ impl Cluster {
 
     pub async fn run(&mut self, number: usize) {
         let node = &mut self.nodes[number];
+        let disk = Stalling { disk: node.disk.clone(), stalled: node.stalled.clone() };
         let (store, recovered) =
-            Store::open(node.disk.clone(), StoreOptions::default()).expect("open");
+            Store::open(Arc::new(disk), StoreOptions::default()).expect("open");
         let maps = node.maps.clone();
         maps.lock().expect("lock").clear();
         let factory: Factory = Arc::new(move |id, _: &Group, state: Option<Bytes>| {
@@ -239,7 +320,10 @@ impl Cluster {
             store: store.clone(),
             recovered,
             peer_key: self.key.clone(),
-            resolver: Arc::new(self.addresses.clone()),
+            resolver: Arc::new(Routes {
+                detours: node.detours.clone(),
+                addresses: self.addresses.clone(),
+            }),
             timing: self.timing,
             read_policy: self.read_policy,
             snapshot_bytes_per_second: 0,
@@ -251,6 +335,25 @@ impl Cluster {
         let frames = Arc::new(Frames(host.clone()));
         let server = tokio::spawn(serve(listener.into(), node.device, self.key.clone(), frames));
         node.running = Some(Running { host, store, server });
+    }
+
+    /// Puts something between two running nodes that have not dialled yet.
+    pub async fn detour(&self, from: usize, to: usize) -> Detour {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address").to_string();
+        let to = self.nodes[to].device;
+        let target = self.addresses.address(to).expect("address");
+        self.nodes[from].detours.0.lock().expect("lock").insert(to, address);
+        let cut = watch::Sender::new(false);
+        let watch = cut.subscribe();
+        let task = tokio::spawn(async move {
+            let mut relays = JoinSet::new();
+            while let Ok((from, _)) = listener.accept().await {
+                let Ok(to) = TcpStream::connect(&target).await else { continue };
+                relays.spawn(relay(from, to, watch.clone()));
+            }
+        });
+        Detour { cut, task }
     }
 
     /// Kills the process and the machine under it: connections break, what was not synced is gone.
@@ -310,6 +413,20 @@ impl Cluster {
     pub async fn leader_of(&self, id: CopysetId) -> usize {
         let leads = |n: &usize| self.host(*n).group(id).is_some_and(|group| group.is_leader());
         wait_for("a leader", || self.running().find(leads)).await
+    }
+
+    /// The node that wins the first election, when no election comes by itself: each forms the
+    /// group with a first entry of its own, and the greatest counts as the newest.
+    pub fn first_leader(&self) -> usize {
+        (0..self.nodes.len()).max_by_key(|n| self.nodes[*n].device).expect("some")
+    }
+
+    pub async fn elect_first_leader(&self) {
+        let group = self.group(self.first_leader());
+        while !group.is_leader() {
+            let _ = group.core.raft.trigger().elect(false).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
     }
 
     /// Proposes at whoever leads until it is acknowledged.

@@ -45,26 +45,19 @@ const PATIENT: Timing = Timing {
 async fn a_closed_connection_replaces_the_leader_at_once() {
     let mut cluster = Cluster::with(3, PATIENT, 8 << 20).await;
     cluster.form(3).await;
-    // The first election has nobody to lose; start it by hand.
-    let highest = (0..3).max_by_key(|n| cluster.nodes[*n].device).expect("three");
-    let elect = || async {
-        let _ = cluster.group(highest).core.raft.trigger().elect(false).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    };
-    while !cluster.group(highest).is_leader() {
-        elect().await;
-    }
+    // The first election has nobody to lose.
+    cluster.elect_first_leader().await;
+    let first = cluster.first_leader();
     cluster.put("key 0", "value 0").await;
     cluster.agree(&[0, 1, 2], &pairs(0..1)).await;
     // Followers must have a connection whose loss they can notice.
-    for n in (0..3).filter(|n| *n != highest) {
+    for n in (0..3).filter(|n| *n != first) {
         let core = cluster.group(n).core;
-        let link =
-            core.shared.peers.link(cluster.nodes[highest].device, crate::peers::Lane::Control);
+        let link = core.shared.peers.link(cluster.nodes[first].device, crate::peers::Lane::Control);
         assert!(link.connection(Duration::from_secs(5)).await.is_some());
     }
     let killed = Instant::now();
-    cluster.kill(highest).await;
+    cluster.kill(first).await;
     cluster.leader().await;
     let took = killed.elapsed();
     assert!(took < Duration::from_secs(10), "took {took:?}");
