@@ -6,6 +6,7 @@
 
 mod blocking;
 mod codec;
+mod commits;
 mod core;
 mod election;
 #[cfg(feature = "fuzzing")]

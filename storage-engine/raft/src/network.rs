@@ -24,6 +24,7 @@ use crate::codec::message::{
     read_reply,
 };
 use crate::codec::{Malformed, Reader};
+use crate::commits::coalesce;
 use crate::heard::Heard;
 use crate::peers::{Lane, Link, Peers};
 use crate::replica::SnapshotData;
@@ -173,7 +174,7 @@ impl RaftNetworkV2<Types> for Network {
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
         let this: &'s Self = self;
-        let sent = input.then(move |request| async move {
+        let sent = coalesce(input).then(move |request| async move {
             let prev = request.prev_log_id;
             let last = request.entries.last().map(|entry| entry.log_id).or(prev);
             (this.send_append(request).await, prev, last)

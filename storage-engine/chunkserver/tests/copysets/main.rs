@@ -368,6 +368,30 @@ fn order(copyset: CopysetId, number: u64) -> ScrubOrder {
     ScrubOrder { copyset: copyset.0, number, walk: true, ..ScrubOrder::default() }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_is_repaired_by_a_leader_that_is_written_to() -> Result<()> {
+    let mut rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let blocks = stored(&rig, &volume, 4).await?;
+    let key = ChunkKey { volume: volume.session().volume, index: ChunkIndex(0) };
+    let copyset = copyset_of(key);
+    let leader = rig.leader(copyset).await?;
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    ensure!(rig.damage(follower, &blocks[2]) > 0, "no such block");
+    rig.power_off(other).await?;
+    rig.scrub(follower, vec![order(copyset, 1)])?;
+    let scrubbed = rig.scrubbed(follower, copyset, |report| report.ended);
+    tokio::pin!(scrubbed);
+    let report = loop {
+        tokio::select! {
+            report = &mut scrubbed => break report?,
+            written = volume.write(0, blocks[0].clone().into()) => written?,
+        }
+    };
+    ensure!((report.repaired, report.lost, report.unrepaired) == (1, 0, 0), "{report:?}");
+    Ok(())
+}
+
 /// On a replica that does not lead, so that no client's read finds it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_scrub_repairs_what_nobody_reads() -> Result<()> {
