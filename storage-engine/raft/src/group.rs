@@ -8,6 +8,7 @@ use bytes::Bytes;
 use curve_store::LogEntry;
 use curve_types::{CopysetId, DeviceId};
 use curve_wire::rpc::Connection;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, LinearizableReadError, RaftError};
 use openraft::{ReadPolicy as RaftReadPolicy, ServerState};
 use thiserror::Error;
@@ -205,9 +206,19 @@ impl GroupHandle {
             Err(RaftError::APIError(_)) => return Err(ReadError::NoQuorum),
             Err(RaftError::Fatal(_)) => return Err(ReadError::Stopped),
         }
-        let confirmed = || self.heard_by_quorum().is_some_and(|(_, sent)| sent >= asked);
-        core.heard.wait_until(confirmed).await;
-        Ok(())
+        let (mut heard, mut metrics) = (core.heard.watch(), core.metrics.clone());
+        loop {
+            if self.heard_by_quorum().is_some_and(|(_, sent)| sent >= asked) {
+                return Ok(());
+            }
+            if core.look(|m| m.state != ServerState::Leader) {
+                return Err(ReadError::NotLeader { leader: self.leader() });
+            }
+            tokio::select! {
+                answered = heard.changed() => answered.map_err(|_| ReadError::Stopped)?,
+                changed = metrics.changed() => changed.map_err(|_| ReadError::Stopped)?,
+            }
+        }
     }
 
     fn holds_lease(&self) -> bool {

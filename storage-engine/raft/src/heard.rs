@@ -5,15 +5,14 @@
 //! Reads rest on these, so they are kept here, each by the answer to the very message.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::types::{Membership, NodeId};
 
 #[derive(Default)]
-struct State {
+pub(crate) struct Times {
     /// The last term in which this replica led.
     term: u64,
     /// When the latest message that each peer followed was sent, in that term.
@@ -21,28 +20,25 @@ struct State {
 }
 
 #[derive(Default)]
-pub(crate) struct Heard {
-    state: Mutex<State>,
-    grew: Notify,
-}
+pub(crate) struct Heard(watch::Sender<Times>);
 
 impl Heard {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A message that was sent as the leader of `term`, at `sent` or later, was followed.
     pub fn note(&self, term: u64, peer: NodeId, sent: Instant) {
-        let mut state = self.lock();
-        if term > state.term {
-            *state = State { term, ..State::default() };
-        }
-        if term == state.term {
-            let latest = state.sent.entry(peer).or_insert(sent);
-            *latest = sent.max(*latest);
-        }
-        drop(state);
-        self.grew.notify_waiters();
+        self.0.send_modify(|times| {
+            if term > times.term {
+                *times = Times { term, ..Times::default() };
+            }
+            if term == times.term {
+                let latest = times.sent.entry(peer).or_insert(sent);
+                *latest = sent.max(*latest);
+            }
+        });
+    }
+
+    /// Changes with every answer.
+    pub fn watch(&self) -> watch::Receiver<Times> {
+        self.0.subscribe()
     }
 
     /// A time after which a majority of every voter set heard this replica, `me`, lead `term`.
@@ -52,29 +48,16 @@ impl Heard {
         members: &Membership,
         now: Instant,
     ) -> Option<Instant> {
-        let state = self.lock();
+        let times = self.0.borrow();
         let none = BTreeMap::new();
-        let sent = if term == state.term { &state.sent } else { &none };
+        let sent = if term == times.term { &times.sent } else { &none };
         let heard = |id: &NodeId| if *id == me { Some(now) } else { sent.get(id).copied() };
         let by_majority = |voters: &BTreeSet<NodeId>| {
-            let mut times: Vec<_> = voters.iter().map(heard).collect();
-            times.sort_unstable_by(|a, b| b.cmp(a));
-            times.get(voters.len() / 2).copied().flatten()
+            let mut sent: Vec<_> = voters.iter().map(heard).collect();
+            sent.sort_unstable_by(|a, b| b.cmp(a));
+            sent.get(voters.len() / 2).copied().flatten()
         };
         members.get_joint_config().iter().map(by_majority).min().flatten()
-    }
-
-    /// Waits until `reached` holds, looking again at each answer.
-    pub async fn wait_until(&self, reached: impl Fn() -> bool) {
-        loop {
-            let grew = self.grew.notified();
-            tokio::pin!(grew);
-            grew.as_mut().enable();
-            if reached() {
-                return;
-            }
-            grew.await;
-        }
     }
 }
 
