@@ -19,7 +19,8 @@ use crate::metrics::Metrics;
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// A peer that takes longer is asked again after the others.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
-/// A peer that is behind, or that does not answer, is asked again after this.
+/// A peer that is behind, or that does not answer, is asked again after this; what it gave is
+/// offered again after as long while this replica is behind.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Repairs what reads and the scrub find damaged.
@@ -126,9 +127,17 @@ impl Repairer {
                         continue;
                     }
                 };
-                let view = view.clone();
-                let offer = move |group: &Group| group.repair(&view, key, block, applied, data);
-                match blocking(group, offer).await? {
+                let offer = || {
+                    let (view, data) = (view.clone(), data.clone());
+                    blocking(group, move |group| group.repair(&view, key, block, applied, data))
+                };
+                let mut repair = offer().await?;
+                // A leader that is written to stays ahead: what it gave next would be as new.
+                while repair == Repair::TooNew {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    repair = offer().await?;
+                }
+                match repair {
                     Repair::Done => return Ok(Outcome::Repaired),
                     Repair::Superseded => return Ok(Outcome::Superseded),
                     Repair::TooOld | Repair::TooNew => {}
