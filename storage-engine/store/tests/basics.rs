@@ -2,16 +2,13 @@
 
 mod common;
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Blob, chunk, durable, entry, entry_of, open, open_with, options, sim};
 use curve_store::{
-    Commits, Disk, LogPosition, LogState, SimDisk, StateProvider, Store, StoreError, StoreOptions,
-    Vote,
+    Commits, LogPosition, LogState, StateProvider, Store, StoreError, StoreOptions, Vote,
 };
 use curve_types::{ByteSize, CopysetId, DeviceId, VolumeId};
 
@@ -198,34 +195,9 @@ fn a_view_stays_what_it_was_while_everything_is_overwritten() {
     assert_eq!((store.usage().data_blocks_pinned, store.usage().data_blocks_pending_free), (0, 0));
 }
 
-/// Whose syncs take their time.
-struct SlowDisk {
-    disk: Arc<SimDisk>,
-    sync_ms: AtomicU64,
-}
-
-impl Disk for SlowDisk {
-    fn len(&self) -> u64 {
-        self.disk.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.disk.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.disk.write_at(buf, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        std::thread::sleep(Duration::from_millis(self.sync_ms.load(Ordering::Relaxed)));
-        self.disk.sync()
-    }
-}
-
 #[test]
 fn what_commits_take_is_told_also_while_one_hangs() {
-    let disk = Arc::new(SlowDisk { disk: sim(64 << 20, 1 << 20), sync_ms: AtomicU64::new(0) });
+    let disk = sim(64 << 20, 1 << 20);
     let (store, _) = Store::open(disk.clone(), options()).expect("open");
     let group = durable(|done| store.create_group(GROUP, done)).expect("create");
     // Until the idle log is marked.
@@ -236,12 +208,12 @@ fn what_commits_take_is_told_also_while_one_hangs() {
     assert!(before.mean_since(&Commits::default()).is_some());
     assert_eq!(store.commits().mean_since(&before), None, "nothing is written");
 
-    disk.sync_ms.store(30, Ordering::Relaxed);
+    disk.set_sync_time(MS * 30);
     durable(|done| group.append(vec![entry(1, 0, 5)], done)).expect("append");
     let mean = store.commits().mean_since(&before).expect("one commit");
     assert!((MS * 30..MS * 200).contains(&mean), "{mean:?}");
 
-    disk.sync_ms.store(400, Ordering::Relaxed);
+    disk.set_sync_time(MS * 400);
     let (answer, answered) = std::sync::mpsc::channel();
     let done = Box::new(move |result| answer.send(result).expect("awaited"));
     group.append(vec![entry(1, 1, 5)], done).expect("append");

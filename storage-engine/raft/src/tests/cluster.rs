@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use curve_store::{
-    Apply, ChunkView, Disk, FormatOptions, Group, Install, LogPosition, SimDisk, Store,
-    StoreOptions, Written, format_small,
+    Apply, ChunkView, FormatOptions, Group, Install, LogPosition, SimDisk, Store, StoreOptions,
+    Written, format_small,
 };
 use curve_types::{ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, VolumeId};
 use curve_wire::auth::Key;
@@ -155,33 +154,6 @@ impl Resolve for Routes {
     }
 }
 
-/// A disk whose syncs can be held up.
-struct Stalling {
-    disk: Arc<SimDisk>,
-    stalled: Arc<AtomicBool>,
-}
-
-impl Disk for Stalling {
-    fn len(&self) -> u64 {
-        self.disk.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.disk.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.disk.write_at(buf, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        while self.stalled.load(Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.disk.sync()
-    }
-}
-
 /// A network between two nodes that can stop to deliver in one direction.
 pub struct Detour {
     pub cut: watch::Sender<bool>,
@@ -230,7 +202,6 @@ impl Service for Frames {
 pub struct Node {
     pub device: DeviceId,
     pub disk: Arc<SimDisk>,
-    pub stalled: Arc<AtomicBool>,
     detours: Addresses,
     /// By group, what its state machine holds.
     pub maps: Arc<Mutex<HashMap<CopysetId, Arc<Mutex<Map>>>>>,
@@ -291,7 +262,6 @@ impl Cluster {
         self.nodes.push(Node {
             device,
             disk,
-            stalled: Arc::default(),
             detours: Addresses::default(),
             maps: Arc::default(),
             running: None,
@@ -303,9 +273,8 @@ impl Cluster {
 
     pub async fn run(&mut self, number: usize) {
         let node = &mut self.nodes[number];
-        let disk = Stalling { disk: node.disk.clone(), stalled: node.stalled.clone() };
         let (store, recovered) =
-            Store::open(Arc::new(disk), StoreOptions::default()).expect("open");
+            Store::open(node.disk.clone(), StoreOptions::default()).expect("open");
         let maps = node.maps.clone();
         maps.lock().expect("lock").clear();
         let factory: Factory = Arc::new(move |id, _: &Group, state: Option<Bytes>| {

@@ -1,9 +1,6 @@
 //! What a leader may read without asking.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::cluster::{Cluster, pairs, wait_for};
 use crate::Timing;
@@ -32,22 +29,16 @@ async fn a_late_answer_does_not_renew_the_lease() {
     cluster.agree(&[0, 1, 2], &pairs(0..1)).await;
 
     let cut = |on| detours.iter().for_each(|detour| detour.cut.send_modify(|cut| *cut = on));
-    let stall = |node: usize, on| cluster.nodes[node].stalled.store(on, Ordering::Relaxed);
-    stall(quick, true);
-    stall(slow, true);
+    let late = QUIET.lease * 2;
+    cluster.nodes[quick].disk.set_sync_time(late);
+    cluster.nodes[slow].disk.set_sync_time(late + Duration::from_millis(100));
     let leader = cluster.group(first);
     let written = leader.propose("key 1".into(), "value 1".into());
-    let asked = Instant::now();
-    let trouble = async {
+    let loss = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         cut(true);
-        tokio::time::sleep_until(asked + QUIET.lease * 2).await;
-        stall(quick, false);
     };
-    let (written, ()) = tokio::join!(written, trouble);
-    written.expect("a quorum has it");
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    stall(slow, false);
+    tokio::join!(written, loss).0.expect("a quorum has it");
     let slow = NodeId(cluster.nodes[slow].device);
     wait_for("the last answer", || {
         let matched = leader.core.look(|m| m.replication.as_ref()?.get(&slow)?.map(|id| id.index));

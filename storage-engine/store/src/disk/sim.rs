@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{ALIGN, Disk};
 
@@ -27,6 +28,8 @@ struct State {
     fail_at: Option<u64>,
     /// Reads that touch this block fail with EIO.
     bad_block: Option<u64>,
+    /// What a sync takes beside its work.
+    sync_time: Duration,
     /// It tells which blocks were never written.
     is_sparse: bool,
 }
@@ -72,6 +75,11 @@ impl SimDisk {
         self.lock().bad_block = Some(offset / ALIGN as u64);
     }
 
+    /// Syncs that begin from now on take so long, in real time.
+    pub fn set_sync_time(&self, time: Duration) {
+        self.lock().sync_time = time;
+    }
+
     /// What a restarted machine would find: everything synced, and of the rest each 4 KiB block
     /// for which `survives` says so (it is asked in the order of the writes).
     pub fn after_crash(&self, mut survives: impl FnMut() -> bool) -> Self {
@@ -95,6 +103,7 @@ impl SimDisk {
             crash_at: None,
             fail_at: None,
             bad_block: None,
+            sync_time: Duration::ZERO,
             ..self.lock().clone()
         };
         Self { len: self.len, state: Mutex::new(state) }
@@ -228,6 +237,10 @@ impl Disk for SimDisk {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let sync_time = self.lock().sync_time;
+        if !sync_time.is_zero() {
+            std::thread::sleep(sync_time);
+        }
         let mut state = self.lock();
         if state.begin()? {
             return Err(power_loss());
