@@ -99,6 +99,18 @@ impl GroupCore {
         self.group.log_state().last.is_none()
     }
 
+    /// Nor does one that lost what it had acknowledged, until it has it again.
+    pub fn may_vote(&self) -> bool {
+        !self.is_blank() && self.group.owes().is_none()
+    }
+
+    /// Lets Raft stand for election by itself, if nothing speaks against it.
+    pub fn let_elect(&self) {
+        if self.gate.hold_left(Instant::now()).is_zero() && self.group.owes().is_none() {
+            self.raft.runtime_config().elect(true);
+        }
+    }
+
     pub fn membership(&self) -> Membership {
         self.look(|m| m.membership_config.membership().clone())
     }

@@ -12,7 +12,7 @@ use curve_wire::rpc::{Replier, Request};
 use openraft::errors::{InitializeError, RaftError};
 use prometheus_client::registry::Registry;
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::election::follow_leadership;
 use crate::gate::Gate;
 use crate::group::PROPOSALS_KIB_MAX;
 use crate::heard::Heard;
+use crate::host::damage::durable;
 use crate::inbox::{INBOX_MAX, serve_appends};
 use crate::lease::LeaseClock;
 use crate::log::{InstallGate, LogStore};
@@ -35,6 +36,7 @@ use crate::types::NodeId;
 use crate::witness::{ReplicaId, tell};
 use crate::{Factory, GroupHandle, GroupReport, HostOptions, Leadership, Timing};
 
+mod damage;
 mod upkeep;
 
 /// Entries in one append, besides the limit on bytes.
@@ -319,10 +321,7 @@ impl Host {
             // not those of an empty replica.
             self.forget(id).await?;
         }
-        let (done, durable) = oneshot::channel();
-        let done = Box::new(|result| drop(done.send(result)));
-        let group = self.shared.store.create_group(id, done)?;
-        durable.await.map_err(|_| HostError::ShuttingDown)??;
+        let group = durable(|done| self.shared.store.create_group(id, done)).await?;
         let recovered = RecoveredGroup {
             vote: group.vote(),
             log_state: group.log_state(),
@@ -337,42 +336,40 @@ impl Host {
 
     /// Removes what the store has of a replica that is not running.
     async fn forget(&self, id: CopysetId) -> Result<(), HostError> {
-        let (done, removed) = oneshot::channel();
         tell(|witness| witness.dropped(ReplicaId { device: self.shared.device, group: id }));
-        self.shared.store.remove_group(id, Box::new(|result| drop(done.send(result))))?;
-        removed.await.map_err(|_| HostError::ShuttingDown)??;
-        Ok(())
+        durable(|done| self.shared.store.remove_group(id, done)).await
     }
 
     async fn start_group(&self, found: RecoveredGroup) -> Result<Arc<GroupCore>, HostError> {
-        let RecoveredGroup { group, applied, state, vote, log_state } = found;
+        let RecoveredGroup { group, applied, state, vote, .. } = found;
         let id = group.id();
         let shared = self.shared.clone();
-        let who = ReplicaId { device: shared.device, group: id };
-        tell(|witness| witness.started(who, vote, log_state.last));
         let make = |group: &_, state| (self.factory)(id, group, state);
         let replica = Replica::new(group.clone(), applied, state, make)
             .map_err(|source| HostError::StateMachine { id, source })?;
         let installs = InstallGate::new();
-        let log = LogStore::new(shared.store.clone(), group.clone(), installs.clone());
-        let (store, metrics) = (shared.store.clone(), shared.metrics.clone());
-        let machine = Machine::new(store, replica.clone(), installs.clone(), metrics);
         let heard = Arc::<Heard>::default();
-        let network = NetworkFactory {
-            group: id,
-            peers: shared.peers.clone(),
-            heard: heard.clone(),
-            snapshots: self.snapshots.clone(),
+        let start = || {
+            let log = LogStore::new(shared.store.clone(), group.clone(), installs.clone());
+            let (store, metrics) = (shared.store.clone(), shared.metrics.clone());
+            let machine = Machine::new(store, replica.clone(), installs.clone(), metrics);
+            let network = NetworkFactory {
+                group: id,
+                peers: shared.peers.clone(),
+                heard: heard.clone(),
+                snapshots: self.snapshots.clone(),
+            };
+            Raft::new(NodeId(shared.device), self.config.clone(), network, log, machine)
         };
-        let node = NodeId(shared.device);
-        let raft = Raft::new(node, self.config.clone(), network, log, machine)
-            .await
-            .map_err(|error| HostError::Raft { id, reason: error.to_string() })?;
+        let mut started = start().await;
+        if started.is_err() && damage::mend(&group, applied).await? {
+            started = start().await;
+        }
+        let raft = started.map_err(|error| HostError::Raft { id, reason: error.to_string() })?;
+        let who = ReplicaId { device: shared.device, group: id };
+        tell(|witness| witness.started(who, vote, group.log_state().last));
         let (inbox, deliveries) = mpsc::channel(INBOX_MAX);
         let gate = Gate::new(shared.timing.lease_hold, self.started);
-        if gate.hold_left(Instant::now()).is_zero() {
-            raft.runtime_config().elect(true);
-        }
         let core = Arc::new(GroupCore {
             id,
             shared,
@@ -390,6 +387,7 @@ impl Host {
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
+        core.let_elect();
         core.spawn(serve_appends(who, raft, deliveries));
         core.spawn(attend(core.clone(), self.failed.clone()));
         Ok(core)
@@ -402,6 +400,10 @@ async fn attend(core: Arc<GroupCore>, failed: watch::Sender<Option<(CopysetId, S
     follow_leadership(core.clone()).await;
     let why = core.look(|m| m.running_state.as_ref().err().map(ToString::to_string));
     let why = why.unwrap_or_else(|| "Raft panicked".to_owned());
+    // If it met damage in its log, the next start shall not meet it again.
+    if let Err(error) = damage::mend(&core.group, core.replica.applied()).await {
+        tracing::warn!(group = %core.id, %error, "the log was not mended");
+    }
     failed.send_modify(|first| {
         first.get_or_insert((core.id, why));
     });

@@ -116,7 +116,7 @@ impl GroupCore {
     }
 
     async fn pre_vote(&self, request: VoteRequest) -> Option<VoteResponse> {
-        if self.is_blank() || !self.gate.may_replace(Instant::now()) {
+        if !self.may_vote() || !self.gate.may_replace(Instant::now()) {
             return Some(self.denial());
         }
         self.raft.pre_vote(request).await.ok()
@@ -125,7 +125,7 @@ impl GroupCore {
     /// See `gate`. openraft's own lease is longer; when the leader's connection is gone, only ours
     /// counts, and the request is passed on as one that the leader wished for.
     async fn vote_for(&self, mut request: VoteRequest) -> Option<VoteResponse> {
-        if self.is_blank() {
+        if !self.may_vote() {
             return Some(self.denial());
         }
         if request.leadership_transfer {
@@ -178,7 +178,7 @@ impl GroupCore {
             Err(_) => return Err((replier, Refusal::Malformed)),
         };
         let last = self.group.log_state().last.map(crate::types::log_id);
-        let granted = last.is_some()
+        let granted = self.may_vote()
             && probe.last >= last
             && self.followed() == Some(probe.leader)
             && self.gate.may_replace(Instant::now())

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod conformance;
+mod damage;
 mod failure;
 mod measure;
 mod membership;

@@ -27,6 +27,9 @@ const FORM_BITMAP: u8 = 1;
 const FORM_CHANGES: u8 = 2;
 /// With the form: the chunk is a copy.
 const COPY: u8 = 0x80;
+/// What is there of a group's meta.
+const HAS_VOTE: u8 = 1;
+const HAS_LOST: u8 = 2;
 /// Bytes of a block in each form.
 const LISTED_LEN: usize = 14;
 const MAPPED_LEN: usize = 12;
@@ -37,6 +40,8 @@ pub(crate) struct GroupMeta {
     pub vote: Option<Vote>,
     pub applied: Option<LogPosition>,
     pub last_purged: Option<LogPosition>,
+    /// Damage has taken entries up to this one from the log, at some time.
+    pub lost: Option<LogPosition>,
     /// Log records before this WAL position are dead: of an earlier group of the same id, or from
     /// before a snapshot was installed.
     pub first_lsn: u64,
@@ -114,8 +119,12 @@ impl<'a> Writer<'a> {
 
     pub fn group(&mut self, id: CopysetId, meta: &GroupMeta, chunks: usize) {
         self.put_u32(id.0);
-        self.put_u8(u8::from(meta.vote.is_some()));
+        let flag = |is_there, flag| if is_there { flag } else { 0 };
+        self.put_u8(flag(meta.vote.is_some(), HAS_VOTE) | flag(meta.lost.is_some(), HAS_LOST));
         self.put_vote(meta.vote.unwrap_or_default());
+        if let Some(lost) = meta.lost {
+            self.put_position(lost);
+        }
         self.put_position_option(meta.applied);
         self.put_position_option(meta.last_purged);
         self.put_u64(meta.first_lsn);
@@ -299,10 +308,15 @@ impl<'a> Reader<'a> {
 
     pub fn group(&mut self) -> Result<(CopysetId, GroupMeta), ReadError> {
         let id = CopysetId(self.u32()?);
-        let has_vote = self.u8()?;
+        let there = self.u8()?;
+        if there & !(HAS_VOTE | HAS_LOST) != 0 {
+            return Err(Malformed("a group has fields that are not known").into());
+        }
         let vote = self.vote()?;
+        let lost = (there & HAS_LOST != 0).then(|| self.position()).transpose()?;
         let mut meta = GroupMeta {
-            vote: (has_vote != 0).then_some(vote),
+            vote: (there & HAS_VOTE != 0).then_some(vote),
+            lost,
             applied: self.position_option()?,
             last_purged: self.position_option()?,
             first_lsn: self.u64()?,

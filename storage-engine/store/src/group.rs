@@ -364,7 +364,7 @@ impl Group {
     }
 
     /// Reads entries that lie near each other in the WAL with one access.
-    fn read_span(&self, slots: &[Slot]) -> Result<Vec<LogEntry>, StoreError> {
+    pub(crate) fn read_span(&self, slots: &[Slot]) -> Result<Vec<LogEntry>, StoreError> {
         let locs: Vec<Loc> = slots.iter().filter_map(|slot| slot.loc).collect();
         let (Some(first), Some(last)) = (locs.first(), locs.last()) else { return Ok(Vec::new()) };
         let (bytes, start) = self.core().ring.read_span(first.start(), last.end())?;
@@ -481,7 +481,7 @@ impl Group {
 }
 
 /// How many slots from the first on can be read with one access.
-fn uncached_span(slots: &[Slot]) -> usize {
+pub(crate) fn uncached_span(slots: &[Slot]) -> usize {
     let Some(first) = slots.first().and_then(|slot| slot.loc) else { return 1 };
     let near = |slot: &&Slot| {
         slot.cached.is_none()

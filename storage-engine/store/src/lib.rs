@@ -11,6 +11,7 @@ mod checkpoint;
 mod chunk;
 mod codec;
 mod core;
+mod damage;
 mod data;
 mod digest;
 mod disk;

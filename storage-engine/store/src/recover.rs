@@ -123,11 +123,12 @@ impl Replay {
             let wal = WalGroup {
                 vote: meta.vote,
                 last_purged: meta.last_purged,
+                lost: meta.lost,
                 first_lsn: meta.first_lsn,
             };
             let purged = purged_at_tail(root, meta.last_purged, meta.applied);
             let found = FoundGroup {
-                log: LogIndex::recovered(meta.vote, purged, meta.applied),
+                log: LogIndex::recovered(meta.vote, meta.lost, purged, meta.applied),
                 applied: meta.applied,
                 state: meta.state,
                 chunks: chunks.into_iter().map(|(key, chunk)| (key, Arc::new(chunk))).collect(),
@@ -199,6 +200,11 @@ impl Replay {
             Record::Vote(vote) => {
                 if let Some(found) = self.groups.get_mut(&id) {
                     found.log.vote = Some(*vote);
+                }
+            }
+            Record::Lost(upto) => {
+                if let Some(found) = self.groups.get_mut(&id) {
+                    found.log.lose(*upto);
                 }
             }
             Record::RemoveGroup => self.remove(id),

@@ -255,6 +255,7 @@ impl UpkeepThread {
             vote: known.vote,
             applied: None,
             last_purged: known.last_purged,
+            lost: known.lost,
             first_lsn: known.first_lsn,
             state: Bytes::new(),
         };

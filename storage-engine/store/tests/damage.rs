@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{chunk, durable, entry, open, options, sim};
-use curve_store::{Group, SimDisk, Store, StoreError, StoreOptions};
+use curve_store::{Group, LogEntry, SimDisk, Store, StoreError, StoreOptions, Vote};
 use curve_types::{CopysetId, VolumeId};
 
 const GROUP: CopysetId = CopysetId(1);
@@ -215,4 +215,68 @@ fn an_unreadable_data_block_fails_the_store() {
     disk.fail_reads_of(u64::from_le_bytes(disk.peek(88, 8).try_into().expect("eight bytes")));
     assert!(matches!(group.read(key, 0, 4096), Err(StoreError::Io { .. })));
     assert!(store.failure().is_some());
+}
+
+#[test]
+fn a_log_that_is_cut_before_damage_owes_what_it_lost() {
+    let disk = sim(SIZE, 1 << 20);
+    let (store, _) = open(&disk);
+    let group = durable(|done| store.create_group(GROUP, done)).expect("create");
+    let placed = |term, index: u64| common::entry_of(term, index, &[index as u8 + 1; 4096]);
+    let append = |group: &Group, entry: LogEntry| {
+        durable(|done| group.append(vec![entry], done)).expect("append");
+    };
+    (0..10).for_each(|index| append(&group, placed(1, index)));
+    assert_eq!(group.find_damage().expect("read"), None);
+    // Until the idle log is marked.
+    std::thread::sleep(Duration::from_millis(50));
+    drop((group, store));
+    for index in [6, 8] {
+        let [at] = disk.find(&placed(1, index).payload)[..] else { panic!("one copy") };
+        disk.flip_bit(at + 77, 3);
+    }
+
+    let (store, found) = open(&disk);
+    let group = found[0].group.clone();
+    let damaged = placed(1, 6).position;
+    assert_eq!((group.find_damage().expect("read"), group.owes()), (Some(damaged), None));
+    durable(|done| group.cut_damage(damaged, done)).expect("cut");
+    assert_eq!(group.find_damage().expect("read"), None);
+    let again = group.cut_damage(damaged, Box::new(|_| ()));
+    assert!(matches!(again, Err(StoreError::Invalid { .. })), "{again:?}");
+    drop((found, group, store));
+
+    let last = placed(1, 9).position;
+    let owes = |disk: &Arc<SimDisk>| {
+        let (store, mut found) = open(disk);
+        let group = found.remove(0).group;
+        assert_eq!(group.log_state().last, Some(placed(1, 5).position));
+        assert_eq!(group.owes(), Some(last));
+        (store, group)
+    };
+    let (store, group) = owes(&disk);
+    // The record leaves the WAL; then the checkpoint says so.
+    for _ in 0..40 {
+        durable(|done| {
+            group.save_vote(Vote::default(), done);
+            Ok(())
+        })
+        .expect("vote");
+        common::checkpoint(&store).expect("checkpoint");
+    }
+    drop((group, store));
+    let later = copy(&disk);
+    let (store, group) = owes(&disk);
+    (6..9).for_each(|index| append(&group, placed(1, index)));
+    assert_eq!(group.owes(), Some(last));
+    append(&group, placed(1, 9));
+    assert_eq!(group.owes(), None);
+    drop((group, store));
+    let (_store, found) = open(&disk);
+    assert_eq!(found[0].group.owes(), None);
+
+    // A leader of a later term was elected without this replica's vote: nothing else can follow.
+    let (_store, group) = owes(&later);
+    append(&group, placed(2, 6));
+    assert_eq!(group.owes(), None);
 }

@@ -54,6 +54,8 @@ pub(crate) struct Placed {
 #[derive(Debug, Default)]
 pub(crate) struct LogIndex {
     pub vote: Option<Vote>,
+    /// The furthest that the log went when damage was cut off it.
+    lost: Option<LogPosition>,
     last_purged: Option<LogPosition>,
     slots: VecDeque<Slot>,
     /// Applied position of the last durable checkpoint.
@@ -71,10 +73,11 @@ pub(crate) struct LogIndex {
 impl LogIndex {
     pub fn recovered(
         vote: Option<Vote>,
+        lost: Option<LogPosition>,
         last_purged: Option<LogPosition>,
         applied: Option<LogPosition>,
     ) -> Self {
-        Self { vote, last_purged, durable_applied: applied, ..Self::default() }
+        Self { vote, lost, last_purged, durable_applied: applied, ..Self::default() }
     }
 
     pub fn vote_and_state(&self) -> (Option<Vote>, LogState) {
@@ -179,6 +182,24 @@ impl LogIndex {
         while let Some(slot) = self.slots.pop_back_if(dropped) {
             self.freed.extend(slot.blocks);
         }
+    }
+
+    /// Damage takes entries up to this one.
+    pub fn lose(&mut self, upto: LogPosition) {
+        self.lost = self.lost.max(Some(upto));
+    }
+
+    /// How far the log went before, while it is shorter.
+    pub fn owes(&self) -> Option<LogPosition> {
+        self.lost.filter(|lost| self.state().last.is_none_or(|last| last < *lost))
+    }
+
+    /// Drops the entry and all that follow it, up to the one returned; None if it is not there.
+    pub fn cut_damage(&mut self, damaged: LogPosition) -> Option<LogPosition> {
+        let last = self.state().last.filter(|_| self.holds(damaged) && !self.removed)?;
+        self.lose(last);
+        self.truncate_after(damaged.index.checked_sub(1));
+        Some(last)
     }
 
     /// Whether truncating there would cut into what was purged.

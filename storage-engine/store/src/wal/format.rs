@@ -158,6 +158,8 @@ pub(crate) enum Record {
     /// Keep entries up to this index.
     Truncate(Option<u64>),
     Purge(LogPosition),
+    /// Damage takes entries up to this one from the log.
+    Lost(LogPosition),
 }
 
 const KIND_OPEN: u8 = 1;
@@ -168,6 +170,7 @@ const KIND_ENTRY: u8 = 5;
 const KIND_TRUNCATE: u8 = 6;
 const KIND_PURGE: u8 = 7;
 const KIND_PLACED_ENTRY: u8 = 8;
+const KIND_LOST: u8 = 9;
 /// Number and checksum of a block.
 const ADDR_LEN: usize = 8;
 
@@ -186,6 +189,7 @@ impl Record {
                 b.put_u64(kept.unwrap_or(0));
             }),
             Self::Purge(upto) => plain(KIND_PURGE, &|b| b.put_position(*upto)),
+            Self::Lost(upto) => plain(KIND_LOST, &|b| b.put_position(*upto)),
         }
     }
 
@@ -292,6 +296,7 @@ impl<'a> RawRecord<'a> {
                 Record::Truncate(some.then_some(kept))
             }
             KIND_PURGE => Record::Purge(body.position()?),
+            KIND_LOST => Record::Lost(body.position()?),
             KIND_ENTRY | KIND_PLACED_ENTRY => return self.decode_entry(body).map(Found::Entry),
             _ => return Err(Malformed("a record of an unknown kind")),
         };
@@ -380,6 +385,7 @@ mod tests {
             Record::Truncate(Some(16)),
             Record::Truncate(None),
             Record::Purge(position),
+            Record::Lost(position),
             Record::RemoveGroup,
         ];
         all.iter().for_each(|record| record.add_to(&mut batch, group));

@@ -26,6 +26,7 @@ use crate::wal::space::{Purpose, WalSpace};
 pub(crate) struct WalGroup {
     pub vote: Option<Vote>,
     pub last_purged: Option<LogPosition>,
+    pub lost: Option<LogPosition>,
     /// Records of the group before this position are dead.
     pub first_lsn: u64,
 }
@@ -380,6 +381,11 @@ impl Capture {
             Record::Purge(upto) => {
                 if let Some(known) = self.groups.get_mut(&group) {
                     known.purge(*upto);
+                }
+            }
+            Record::Lost(upto) => {
+                if let Some(known) = self.groups.get_mut(&group) {
+                    known.lost = known.lost.max(Some(*upto));
                 }
             }
             Record::Open { .. } | Record::Truncate(_) => {}
