@@ -99,14 +99,14 @@ impl GroupCore {
         self.group.log_state().last.is_none()
     }
 
-    /// Nor does one that lost what it had acknowledged, until it has it again.
-    pub fn may_vote(&self) -> bool {
+    /// Whether it has all that it ever acknowledged, as who stands for election must.
+    pub fn is_whole(&self) -> bool {
         !self.is_blank() && self.group.owes().is_none()
     }
 
-    /// Lets Raft stand for election by itself, if nothing speaks against it.
+    /// Lets Raft stand for election by itself. A blank replica does not anyway.
     pub fn let_elect(&self) {
-        if self.gate.hold_left(Instant::now()).is_zero() && self.group.owes().is_none() {
+        if self.group.owes().is_none() {
             self.raft.runtime_config().elect(true);
         }
     }

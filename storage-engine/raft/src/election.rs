@@ -91,7 +91,7 @@ async fn replace_when_lost(core: &GroupCore, leader: LeaderId) {
 
 fn may_stand(core: &GroupCore) -> bool {
     let me = core.node();
-    core.may_vote() && core.membership().get_joint_config().iter().any(|c| c.contains(&me))
+    core.is_whole() && core.membership().get_joint_config().iter().any(|c| c.contains(&me))
 }
 
 /// A majority of each part of the configuration, this replica included.

@@ -5,24 +5,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use curve_store::{RecoveredGroup, StoreError};
+use curve_store::{Done, RecoveredGroup, StoreError};
 use curve_types::{CopysetId, DeviceId};
 use curve_wire::auth::{Credentials, Principal};
 use curve_wire::rpc::{Replier, Request};
 use openraft::errors::{InitializeError, RaftError};
 use prometheus_client::registry::Registry;
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::blocking::patiently;
 use crate::codec::message::Refusal;
 use crate::core::{GroupCore, Raft, Shared};
 use crate::election::follow_leadership;
 use crate::gate::Gate;
 use crate::group::PROPOSALS_KIB_MAX;
 use crate::heard::Heard;
-use crate::host::damage::durable;
 use crate::inbox::{INBOX_MAX, serve_appends};
 use crate::lease::LeaseClock;
 use crate::log::{InstallGate, LogStore};
@@ -362,7 +362,7 @@ impl Host {
             Raft::new(NodeId(shared.device), self.config.clone(), network, log, machine)
         };
         let mut started = start().await;
-        if started.is_err() && damage::mend(&group, applied).await? {
+        if started.is_err() && damage::mend(&shared.store, &group, applied).await? {
             started = start().await;
         }
         let raft = started.map_err(|error| HostError::Raft { id, reason: error.to_string() })?;
@@ -387,11 +387,21 @@ impl Host {
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
-        core.let_elect();
+        if core.gate.hold_left(Instant::now()).is_zero() {
+            core.let_elect();
+        }
         core.spawn(serve_appends(who, raft, deliveries));
         core.spawn(attend(core.clone(), self.failed.clone()));
         Ok(core)
     }
+}
+
+/// Starts something, and waits until it is on the device.
+async fn durable<T>(start: impl FnOnce(Done) -> Result<T, StoreError>) -> Result<T, HostError> {
+    let (done, durable) = oneshot::channel();
+    let started = patiently(|| start(Box::new(|result| drop(done.send(result)))))?;
+    durable.await.map_err(|_| HostError::ShuttingDown)??;
+    Ok(started)
 }
 
 /// Follows a group until its Raft ends. Who asks for that ends this task first (`GroupCore::stop`),
@@ -401,7 +411,8 @@ async fn attend(core: Arc<GroupCore>, failed: watch::Sender<Option<(CopysetId, S
     let why = core.look(|m| m.running_state.as_ref().err().map(ToString::to_string));
     let why = why.unwrap_or_else(|| "Raft panicked".to_owned());
     // If it met damage in its log, the next start shall not meet it again.
-    if let Err(error) = damage::mend(&core.group, core.replica.applied()).await {
+    if let Err(error) = damage::mend(&core.shared.store, &core.group, core.replica.applied()).await
+    {
         tracing::warn!(group = %core.id, %error, "the log was not mended");
     }
     failed.send_modify(|first| {

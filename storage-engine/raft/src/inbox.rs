@@ -16,7 +16,7 @@ use crate::core::{GroupCore, Raft};
 use crate::peers::Lane;
 use crate::room::Admitted;
 use crate::snapshot::refuse;
-use crate::types::{AppendRequest, VoteRequest, VoteResponse, position};
+use crate::types::{AppendRequest, VoteRequest, VoteResponse, log_id, position};
 use crate::witness::{ReplicaId, tell};
 
 /// Appends of one group that wait for its Raft core. Leaders keep four in flight, so this is full
@@ -111,12 +111,18 @@ impl GroupCore {
     }
 
     fn denial(&self) -> VoteResponse {
-        let last = self.group.log_state().last.map(crate::types::log_id);
+        let last = self.group.log_state().last.map(log_id);
         VoteResponse::new(self.vote(), last, false)
     }
 
+    /// A blank replica has no vote; that of one which lost entries is what it would be with them.
+    fn may_get_vote(&self, request: &VoteRequest) -> bool {
+        let owed = self.group.owes().map(log_id);
+        !self.is_blank() && owed.is_none_or(|owed| request.last_log_id >= Some(owed))
+    }
+
     async fn pre_vote(&self, request: VoteRequest) -> Option<VoteResponse> {
-        if !self.may_vote() || !self.gate.may_replace(Instant::now()) {
+        if !self.may_get_vote(&request) || !self.gate.may_replace(Instant::now()) {
             return Some(self.denial());
         }
         self.raft.pre_vote(request).await.ok()
@@ -125,7 +131,7 @@ impl GroupCore {
     /// See `gate`. openraft's own lease is longer; when the leader's connection is gone, only ours
     /// counts, and the request is passed on as one that the leader wished for.
     async fn vote_for(&self, mut request: VoteRequest) -> Option<VoteResponse> {
-        if !self.may_vote() {
+        if !self.may_get_vote(&request) {
             return Some(self.denial());
         }
         if request.leadership_transfer {
@@ -177,8 +183,8 @@ impl GroupCore {
             Ok(probe) => probe,
             Err(_) => return Err((replier, Refusal::Malformed)),
         };
-        let last = self.group.log_state().last.map(crate::types::log_id);
-        let granted = self.may_vote()
+        let last = self.group.owes().or(self.group.log_state().last).map(log_id);
+        let granted = last.is_some()
             && probe.last >= last
             && self.followed() == Some(probe.leader)
             && self.gate.may_replace(Instant::now())

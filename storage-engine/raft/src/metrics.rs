@@ -19,7 +19,7 @@ pub(crate) struct Label {
 pub(crate) struct Metrics {
     pub groups: Gauge,
     pub leaders: Gauge,
-    pub voteless: Gauge,
+    pub incomplete: Gauge,
     pub proposals: Family<Label, Counter>,
     pub apply_seconds: Histogram,
     pub snapshot_sent_bytes: Counter,
@@ -37,7 +37,7 @@ impl Metrics {
         Self {
             groups: Gauge::default(),
             leaders: Gauge::default(),
-            voteless: Gauge::default(),
+            incomplete: Gauge::default(),
             proposals: Family::default(),
             // 2 us to 0.5 s.
             apply_seconds: Histogram::new(exponential_buckets(2e-6, 4.0, 10)),
@@ -61,9 +61,9 @@ impl Metrics {
         registry.register("groups", "Replicas on this host", self.groups.clone());
         registry.register("leaders", "Replicas that lead", self.leaders.clone());
         registry.register(
-            "voteless",
-            "Replicas that do not vote until their leader has sent what damage took from their logs",
-            self.voteless.clone(),
+            "incomplete",
+            "Replicas that cannot lead until their leader has sent what damage took from their logs",
+            self.incomplete.clone(),
         );
         registry.register("proposals", "Proposals by outcome", self.proposals.clone());
         registry.register("apply_seconds", "Time to apply one entry", self.apply_seconds.clone());

@@ -1,7 +1,7 @@
 //! Damaged entries of a log: found, and cut off.
 //!
-//! A replica acknowledged what it loses then. It may neither vote nor lead until its log is as long
-//! again: whoever was elected without its vote has every entry that it helped to commit.
+//! A replica acknowledged what it loses then: until its log is as long again it must not lead, and
+//! vote only for who has all of it, as it would have with its whole log.
 
 use crate::group::uncached_span;
 use crate::log::index::Slot;
@@ -10,24 +10,32 @@ use crate::wal::queue::{Job, Queued};
 use crate::wal::space::{Purpose, WalSpace};
 use crate::{Done, Group, LogPosition, StoreError};
 
+/// Bytes of entries looked at together.
+const READ_BYTES_MAX: usize = 4 << 20;
+
 impl Group {
     /// The first entry that cannot be read back because of damage, if there is one.
     pub fn find_damage(&self) -> Result<Option<LogPosition>, StoreError> {
-        let mut slots = self.inner.log().select(0..u64::MAX, usize::MAX);
-        slots.retain(|slot| slot.cached.is_none());
-        let mut rest = &slots[..];
-        while !rest.is_empty() {
-            let (span, after) = rest.split_at(uncached_span(rest));
-            if self.is_damaged(span)? {
-                for slot in span {
-                    if self.is_damaged(std::slice::from_ref(slot))? {
-                        return Ok(Some(slot.position));
+        let mut from = 0;
+        loop {
+            let slots = self.inner.log().select(from..u64::MAX, READ_BYTES_MAX);
+            let Some(last) = slots.last() else { return Ok(None) };
+            from = last.position.index + 1;
+            let on_device: Vec<Slot> =
+                slots.into_iter().filter(|slot| slot.cached.is_none()).collect();
+            let mut rest = &on_device[..];
+            while !rest.is_empty() {
+                let (span, after) = rest.split_at(uncached_span(rest));
+                if self.is_damaged(span)? {
+                    for slot in span {
+                        if self.is_damaged(std::slice::from_ref(slot))? {
+                            return Ok(Some(slot.position));
+                        }
                     }
                 }
+                rest = after;
             }
-            rest = after;
         }
-        Ok(None)
     }
 
     fn is_damaged(&self, slots: &[Slot]) -> Result<bool, StoreError> {
@@ -49,13 +57,14 @@ impl Group {
         let cost = WalSpace::cost(Record::LEN_MAX);
         core.reserve(2 * cost, Purpose::Open)?;
         let mut log = self.inner.log();
-        let Some(last) = log.cut_damage(damaged) else {
+        let purged = log.state().last_purged;
+        let Some(upto) = log.cut_damage(damaged) else {
             core.wal.written(0, 2 * cost);
             return Err(StoreError::invalid(format!("the log does not hold entry {damaged}")));
         };
         let job = |record| Job::Record { group: self.id(), record };
         // In this order: a crash in between finds the damage once more.
-        let lost = Queued::new(job(Record::Lost(last)), cost);
+        let lost = Queued::new(job(Record::Lost { upto, purged }), cost);
         let kept = damaged.index.checked_sub(1);
         let truncate = Queued {
             freed: log.take_freed(),

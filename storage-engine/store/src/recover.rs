@@ -202,7 +202,7 @@ impl Replay {
                     found.log.vote = Some(*vote);
                 }
             }
-            Record::Lost(upto) => {
+            Record::Lost { upto, .. } => {
                 if let Some(found) = self.groups.get_mut(&id) {
                     found.log.lose(*upto);
                 }

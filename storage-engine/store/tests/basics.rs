@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{Blob, chunk, durable, entry, entry_of, open, open_with, options, sim};
-use curve_store::{
-    Commits, LogPosition, LogState, StateProvider, StoreError, StoreOptions, Vote,
-};
+use curve_store::{Commits, LogPosition, LogState, StateProvider, StoreError, StoreOptions, Vote};
 use curve_types::{ByteSize, CopysetId, DeviceId, VolumeId};
 
 const GROUP: CopysetId = CopysetId(7);

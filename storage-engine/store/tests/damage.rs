@@ -6,8 +6,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{chunk, durable, entry, open, options, sim};
-use curve_store::{Group, LogEntry, SimDisk, Store, StoreError, StoreOptions, Vote};
+use common::{Blob, chunk, durable, entry, open, options, sim};
+use curve_store::{Group, LogEntry, SimDisk, StateProvider, Store, StoreError, StoreOptions, Vote};
 use curve_types::{CopysetId, VolumeId};
 
 const GROUP: CopysetId = CopysetId(1);
@@ -279,4 +279,44 @@ fn a_log_that_is_cut_before_damage_owes_what_it_lost() {
     let (_store, group) = owes(&later);
     append(&group, placed(2, 6));
     assert_eq!(group.owes(), None);
+}
+
+#[test]
+fn a_purge_that_no_checkpoint_contains_does_not_outlive_a_cut() {
+    let disk = sim(SIZE, 1 << 20);
+    let (store, _) = open(&disk);
+    let group = durable(|done| store.create_group(GROUP, done)).expect("create");
+    let placed = |index: u64| common::entry_of(1, index, &[index as u8 + 1; 4096]);
+    for index in 0..10 {
+        durable(|done| group.append(vec![placed(index)], done)).expect("append");
+    }
+    let applied: Arc<dyn StateProvider> = Arc::new(Blob(Some(placed(4).position), Bytes::new()));
+    group.set_state_provider(&applied);
+    common::checkpoint(&store).expect("checkpoint");
+    durable(|done| group.purge(placed(9).position, done)).expect("purge");
+    std::thread::sleep(Duration::from_millis(50));
+    // As if all were applied by then, and the process died before a checkpoint said so.
+    let disk = Arc::new(disk.after_crash(|| false));
+    let [at] = disk.find(&placed(5).payload)[..] else { panic!("one copy") };
+    disk.flip_bit(at + 77, 3);
+
+    let (store, found) = open(&disk);
+    assert_eq!(found[0].group.log_state().last, Some(placed(9).position));
+    durable(|done| found[0].group.cut_damage(placed(5).position, done)).expect("cut");
+    drop((found, store));
+    // With the record in the WAL, and in the checkpoint only.
+    for _ in 0..2 {
+        let (store, found) = open(&disk);
+        let group = &found[0].group;
+        assert_eq!(group.log_state().last, Some(placed(4).position));
+        assert_eq!(group.owes(), Some(placed(9).position));
+        common::checkpoint(&store).expect("checkpoint");
+    }
+    let (store, found) = open(&disk);
+    durable(|done| found[0].group.append((5..10).map(placed).collect(), done)).expect("append");
+    drop((found, store));
+    let (_store, found) = open(&disk);
+    let log = found[0].group.log_state();
+    assert_eq!((log.last_purged, log.last), (Some(placed(4).position), Some(placed(9).position)));
+    assert_eq!(found[0].group.entries(5..10, 1 << 20).expect("read").len(), 5);
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Host;
 use crate::GroupHandle;
@@ -64,8 +65,8 @@ async fn look_after(host: Weak<Host>, pressure: Arc<Notify>) {
         }
         let leaders = groups.iter().filter(|core| core.leadership.borrow().is_leader).count();
         host.shared.metrics.leaders.set(leaders as i64);
-        let voteless = groups.iter().filter(|core| core.group.owes().is_some()).count();
-        host.shared.metrics.voteless.set(voteless as i64);
+        let incomplete = groups.iter().filter(|core| core.group.owes().is_some()).count();
+        host.shared.metrics.incomplete.set(incomplete as i64);
         host.shared.metrics.groups.set(groups.len() as i64);
         // What a laggard held back at the last call may have become free to purge since.
         if host.shared.store.usage().log_sixteenths() >= 8 {
@@ -73,7 +74,8 @@ async fn look_after(host: Weak<Host>, pressure: Arc<Notify>) {
         }
         groups.iter().for_each(finish_half_done);
         // A group that was not yet allowed to when it was created, or before its log was mended.
-        groups.iter().for_each(|core| core.let_elect());
+        let ripe = groups.iter().filter(|core| core.gate.hold_left(Instant::now()).is_zero());
+        ripe.for_each(|core| core.let_elect());
     }
 }
 

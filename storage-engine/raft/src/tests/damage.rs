@@ -74,6 +74,20 @@ async fn who_lost_what_it_acknowledged_votes_again_only_once_it_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_everything_is_elected_by_who_lost_some_of_it() {
+    let Scene { mut cluster, leader, follower, behind, expected } = scene().await;
+    cluster.restart(behind).await;
+    cluster.agree(&[behind], &expected).await;
+    cluster.kill(follower).await;
+    cluster.kill(leader).await;
+    let disk = &cluster.nodes[follower].disk;
+    disk.find(value(3).as_bytes()).iter().for_each(|at| disk.flip_bit(at + 100, 1));
+    cluster.restart(follower).await;
+    assert_eq!(cluster.leader().await, behind);
+    cluster.agree(&[follower], &expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_to_what_is_applied_costs_the_log_only() {
     let Scene { mut cluster, leader, follower, behind, expected } = scene().await;
     for node in [leader, follower] {

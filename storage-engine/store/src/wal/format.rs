@@ -158,8 +158,12 @@ pub(crate) enum Record {
     /// Keep entries up to this index.
     Truncate(Option<u64>),
     Purge(LogPosition),
-    /// Damage takes entries up to this one from the log.
-    Lost(LogPosition),
+    /// Damage takes entries up to this one from the log, by the truncation that follows. A purge
+    /// that no checkpoint contains is taken back, as it may be of such entries.
+    Lost {
+        upto: LogPosition,
+        purged: Option<LogPosition>,
+    },
 }
 
 const KIND_OPEN: u8 = 1;
@@ -189,12 +193,15 @@ impl Record {
                 b.put_u64(kept.unwrap_or(0));
             }),
             Self::Purge(upto) => plain(KIND_PURGE, &|b| b.put_position(*upto)),
-            Self::Lost(upto) => plain(KIND_LOST, &|b| b.put_position(*upto)),
+            Self::Lost { upto, purged } => plain(KIND_LOST, &|b| {
+                b.put_position(*upto);
+                b.put_position_option(*purged);
+            }),
         }
     }
 
     /// Bytes in a batch, at most.
-    pub const LEN_MAX: usize = RECORD_HEADER_LEN + 33;
+    pub const LEN_MAX: usize = RECORD_HEADER_LEN + 65;
 }
 
 /// Bytes of an entry's record.
@@ -296,7 +303,7 @@ impl<'a> RawRecord<'a> {
                 Record::Truncate(some.then_some(kept))
             }
             KIND_PURGE => Record::Purge(body.position()?),
-            KIND_LOST => Record::Lost(body.position()?),
+            KIND_LOST => Record::Lost { upto: body.position()?, purged: body.position_option()? },
             KIND_ENTRY | KIND_PLACED_ENTRY => return self.decode_entry(body).map(Found::Entry),
             _ => return Err(Malformed("a record of an unknown kind")),
         };
@@ -385,7 +392,8 @@ mod tests {
             Record::Truncate(Some(16)),
             Record::Truncate(None),
             Record::Purge(position),
-            Record::Lost(position),
+            Record::Lost { upto: position, purged: Some(position) },
+            Record::Lost { upto: position, purged: None },
             Record::RemoveGroup,
         ];
         all.iter().for_each(|record| record.add_to(&mut batch, group));

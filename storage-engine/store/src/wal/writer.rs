@@ -383,9 +383,10 @@ impl Capture {
                     known.purge(*upto);
                 }
             }
-            Record::Lost(upto) => {
+            Record::Lost { upto, purged } => {
                 if let Some(known) = self.groups.get_mut(&group) {
                     known.lost = known.lost.max(Some(*upto));
+                    known.last_purged = *purged;
                 }
             }
             Record::Open { .. } | Record::Truncate(_) => {}
