@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
 use crate::output::{self, OutputArgs, id_text};
-use crate::pool::{domain_name, pool_json};
+use crate::pool::{domain_name, pool_json, used};
 
 /// Somebody waits at the terminal.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -73,15 +73,20 @@ fn status_text(status: &proto::ClusterStatus) -> String {
 
 fn pool_line(status: &proto::PoolStatus) -> String {
     let pool = status.pool.clone().unwrap_or_default();
-    let percent = (status.provisioned * 100).checked_div(status.logical_capacity).unwrap_or(0);
+    let used = used(status);
+    let percent = |bytes: u64| (bytes * 100).checked_div(status.logical_capacity).unwrap_or(0);
     format!(
-        "pool       {}  replicas {} by {}   {} logical  {} used  {} in volumes  ({percent} %)",
+        "pool       {}  replicas {} by {}   {} logical  {} used ({} %)  {} in volumes ({} %, at \
+         most {} %)",
         pool.name,
         pool.replicas,
         domain_name(pool.failure_domain),
         ByteSize(status.logical_capacity),
-        ByteSize(status.used / u64::from(pool.replicas.max(1))),
+        ByteSize(used),
+        percent(used),
         ByteSize(status.provisioned),
+        percent(status.provisioned),
+        pool.overcommit_percent,
     )
 }
 
@@ -146,6 +151,18 @@ mod tests {
                 leader: true,
                 ..Default::default()
             }],
+            pools: vec![proto::PoolStatus {
+                pool: Some(proto::Pool {
+                    name: "fast".into(),
+                    replicas: 3,
+                    overcommit_percent: 200,
+                    ..Default::default()
+                }),
+                logical_capacity: 10 << 30,
+                provisioned: 15 << 30,
+                used: 24 << 30,
+                ..Default::default()
+            }],
             copysets_degraded: 8,
             attached_volumes: 1,
             ..Default::default()
@@ -154,6 +171,8 @@ mod tests {
         assert!(text.starts_with("cluster demo  0.1.0  HEALTH_WARN: 1 of 3 chunkservers down\n"));
         assert!(text.contains("mds        1/1  leader mds-0\n"), "{text}");
         assert!(text.contains("8 copysets: 0 whole, 8 degraded, 0 unavailable\n"), "{text}");
+        let pool = "10 GiB logical  8 GiB used (80 %)  15 GiB in volumes (150 %, at most 200 %)\n";
+        assert!(text.contains(pool), "{text}");
         assert!(text.ends_with("clients    1 attached volume\n"), "{text}");
         assert_eq!(status_json(&status)["health"], "warn");
     }

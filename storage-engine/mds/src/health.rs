@@ -258,6 +258,7 @@ pub fn pool_message(state: &State, id: curve_types::PoolId) -> proto::Pool {
         replicas: pool.replicas,
         failure_domain: pool.failure_domain.code() as i32,
         device_class: pool.class.clone(),
+        overcommit_percent: pool.overcommit_percent,
     }
 }
 
@@ -277,5 +278,6 @@ pub fn pool_status(scene: Scene<'_>, id: curve_types::PoolId) -> proto::PoolStat
         provisioned: state.provisioned(id),
         used: u64::try_from(used).unwrap_or(u64::MAX),
         copysets: state.copysets_of(id).count() as u32,
+        provisioned_limit: state.provisioned_limit(id),
     }
 }
