@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
 use crate::output::{self, OutputArgs, table};
+use crate::status::health_name;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:
@@ -181,6 +182,7 @@ pub fn pool_json(status: &proto::PoolStatus) -> Value {
         "provisioned": status.provisioned,
         "provisioned_limit": status.provisioned_limit,
         "used": status.used,
+        "fill": health_name(status.fill),
     })
 }
 
@@ -203,6 +205,7 @@ mod tests {
             provisioned: 15 << 30,
             provisioned_limit: 20 << 30,
             used: 40 << 30,
+            fill: proto::Health::Warn.into(),
             ..Default::default()
         }]
     }
@@ -213,7 +216,7 @@ mod tests {
         let row: Vec<&str> = text.lines().nth(1).expect("a row").split_whitespace().collect();
         assert_eq!(row[5..].join(" "), "10 GiB 8 GiB 15 GiB 200 %", "{text}");
         let json = pool_json(&pools()[0]);
-        assert_eq!(json["overcommit_percent"], 200);
+        assert_eq!((&json["overcommit_percent"], &json["fill"]), (&json!(200), &json!("warn")));
     }
 
     #[test]

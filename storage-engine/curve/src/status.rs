@@ -33,19 +33,20 @@ pub fn run(args: Args) -> Result<()> {
     })
 }
 
-fn health(status: &proto::ClusterStatus) -> (&'static str, &'static str) {
-    match Health::try_from(status.health) {
-        Ok(Health::Ok) => ("ok", "HEALTH_OK"),
-        Ok(Health::Warn) => ("warn", "HEALTH_WARN"),
-        Ok(Health::Error) => ("error", "HEALTH_ERROR"),
-        Ok(Health::Unknown) | Err(_) => ("unknown", "HEALTH_UNKNOWN"),
+/// As programs read it.
+pub fn health_name(health: i32) -> &'static str {
+    match Health::try_from(health) {
+        Ok(Health::Ok) => "ok",
+        Ok(Health::Warn) => "warn",
+        Ok(Health::Error) => "error",
+        Ok(Health::Unknown) | Err(_) => "unknown",
     }
 }
 
 fn status_text(status: &proto::ClusterStatus) -> String {
     let mut lines = Vec::new();
-    let mut head =
-        format!("cluster {}  {}  {}", status.cluster_name, status.version, health(status).1);
+    let health = health_name(status.health).to_uppercase();
+    let mut head = format!("cluster {}  {}  HEALTH_{health}", status.cluster_name, status.version);
     if !status.messages.is_empty() {
         head += &format!(": {}", status.messages.join("; "));
     }
@@ -103,7 +104,7 @@ fn status_json(status: &proto::ClusterStatus) -> Value {
         "cluster": status.cluster_name,
         "cluster_id": id_text(&status.cluster_id),
         "version": status.version,
-        "health": health(status).0,
+        "health": health_name(status.health),
         "messages": status.messages,
         "mds": mds.collect::<Vec<_>>(),
         "devices": status.devices.iter().map(device_json).collect::<Vec<_>>(),
