@@ -86,6 +86,7 @@ pub const SNAPSHOTS_AT_ONCE: usize = 64;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PoolSpace {
     pub name: String,
+    /// What the volumes may have in all.
     pub capacity: u64,
     /// Sum of the volumes' sizes.
     pub provisioned: u64,

@@ -404,6 +404,7 @@ async fn ensure_default_pool(
         replicas: curve_types::REPLICAS_MIN,
         failure_domain: FailureDomain::Host,
         device_class: String::new(),
+        overcommit_percent: None,
     };
     let made = api.create_pool(target, &pool).await;
     if let Err(error) = &made {

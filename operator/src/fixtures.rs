@@ -139,6 +139,7 @@ pub fn engine() -> ClusterStatus {
         pools: vec![PoolStatus {
             pool: Some(pool),
             logical_capacity: 10 << 30,
+            provisioned_limit: 10 << 30,
             copysets: 8,
             ..PoolStatus::default()
         }],

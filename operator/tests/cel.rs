@@ -159,11 +159,35 @@ fn pool(spec: Value) -> Value {
 }
 
 #[test]
-fn a_pool_needs_a_majority_after_one_loss_and_never_changes() {
+fn a_pool_needs_a_majority_after_one_loss_and_changes_nothing_but_its_overcommit() {
     let good = pool(json!({"cluster": "demo", "replicas": 3, "failureDomain": "host"}));
     assert_eq!(refusals("CurvePool", &good, Some(&good)), [] as [&str; 0]);
     let two = pool(json!({"cluster": "demo", "replicas": 2, "failureDomain": "host"}));
     assert!(refusals("CurvePool", &two, None)[0].contains("replicas must be 3 or more"));
     let zone = pool(json!({"cluster": "demo", "replicas": 3, "failureDomain": "zone"}));
     assert!(refusals("CurvePool", &zone, Some(&good))[0].contains("fixed at creation"));
+    let classed = |class: &str| {
+        let spec = json!({
+            "cluster": "demo", "replicas": 3, "failureDomain": "host", "deviceClass": class,
+        });
+        pool(spec)
+    };
+    for (new, old) in
+        [(classed("ssd"), &good), (good.clone(), &classed("ssd")), (classed("a"), &classed("b"))]
+    {
+        assert!(refusals("CurvePool", &new, Some(old))[0].contains("fixed at creation"));
+    }
+    let mut raised = good.clone();
+    raised["spec"]["overcommitPercent"] = json!(200);
+    assert_eq!(refusals("CurvePool", &raised, Some(&good)), [] as [&str; 0]);
+    assert_eq!(refusals("CurvePool", &good, Some(&raised)), [] as [&str; 0]);
+}
+
+#[test]
+fn the_range_of_an_overcommit_is_in_the_schema() {
+    let schema = schema("CurvePool");
+    let field = &schema["properties"]["spec"]["properties"]["overcommitPercent"];
+    let found = (&field["default"], &field["minimum"], &field["maximum"]);
+    let [default, minimum, maximum] = [json!(100), json!(100.0), json!(2000.0)];
+    assert_eq!(found, (&default, &minimum, &maximum));
 }

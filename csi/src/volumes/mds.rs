@@ -119,7 +119,7 @@ impl VolumeService for Mds {
         let pools = self.client.list_pools().await.map_err(error)?;
         let space = |status: proto::PoolStatus| PoolSpace {
             name: status.pool.map(|pool| pool.name).unwrap_or_default(),
-            capacity: status.logical_capacity,
+            capacity: status.provisioned_limit,
             provisioned: status.provisioned,
         };
         Ok(pools.into_iter().map(space).collect())

@@ -276,10 +276,13 @@ fn degraded(
         );
         return ConditionState::no("Healthy", message);
     }
+    let fill = engine.pools.iter().map(|pool| pool.fill()).max().unwrap_or_default();
     let reason = match () {
         () if counts.unavailable > 0 => "CopysetsUnavailable",
         () if missing => "ChunkserversDown",
         () if counts.degraded > 0 => "CopysetsDegraded",
+        () if fill == Health::Error => "PoolNearlyFull",
+        () if fill == Health::Warn => "PoolFillingUp",
         () => "Warning",
     };
     ConditionState::yes(reason, describe_damage(status, engine, out_after))

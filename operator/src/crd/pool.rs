@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "REPLICAS", type_ = "integer", json_path = ".spec.replicas"),
     printcolumn(name = "DOMAIN", type_ = "string", json_path = ".spec.failureDomain"),
     printcolumn(name = "CAPACITY", type_ = "string", json_path = ".status.capacity"),
+    printcolumn(name = "USED", type_ = "string", json_path = ".status.used"),
     printcolumn(name = "PROVISIONED", type_ = "string", json_path = ".status.provisioned"),
+    printcolumn(name = "OVERCOMMIT", type_ = "integer", json_path = ".spec.overcommitPercent"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new(
         "self.metadata.name.size() <= 40 && \
@@ -30,8 +32,15 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("self == oldSelf")
-        .message("a pool is fixed at creation: make another one and move the volumes"),
+    validation = Rule::new(
+        "self.cluster == oldSelf.cluster && self.replicas == oldSelf.replicas && \
+         self.failureDomain == oldSelf.failureDomain && \
+         has(self.deviceClass) == has(oldSelf.deviceClass) && \
+         (!has(self.deviceClass) || self.deviceClass == oldSelf.deviceClass)"
+    ).message(
+        "a pool is fixed at creation, but for overcommitPercent: make another one and move the \
+         volumes"
+    ),
 )]
 pub struct CurvePoolSpec {
     /// The CurveCluster, in the same namespace.
@@ -54,11 +63,22 @@ pub struct CurvePoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub device_class: Option<String>,
+
+    /// What volumes may have in all, in percent of the capacity: 100 is no overcommit. Volumes take
+    /// up what is written to them; with more than 100, writes fail once the pool is full. Below
+    /// what volumes have already, none is made or grown.
+    #[serde(default = "CurvePoolSpec::default_overcommit_percent")]
+    #[schemars(range(min = 100, max = 2000))]
+    pub overcommit_percent: i32,
 }
 
 impl CurvePoolSpec {
     const fn default_replicas() -> i32 {
         3
+    }
+
+    const fn default_overcommit_percent() -> i32 {
+        100
     }
 }
 
@@ -80,9 +100,12 @@ pub struct CurvePoolStatus {
     /// Pending, Ready, Failed or Deleting.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub phase: String,
-    /// Bytes that volumes may have in all.
+    /// Bytes that can be stored, replicas not counted.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub capacity: String,
+    /// Bytes that are stored, replicas not counted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub used: String,
     /// Sum of the sizes of all volumes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub provisioned: String,

@@ -30,6 +30,7 @@ pub fn pool_spec(pool: &CurvePool) -> CreatePool {
             FailureDomain::Zone => proto::FailureDomain::Zone,
         },
         device_class: pool.spec.device_class.clone().unwrap_or_default(),
+        overcommit_percent: Some(pool.spec.overcommit_percent.unsigned_abs()),
     }
 }
 
@@ -72,10 +73,12 @@ fn describe(
         return ("Pending", ConditionState::no("Creating", "the pool is being created"));
     };
     status.capacity = quantity(found.logical_capacity);
+    status.used = quantity(found.used / u64::from(pool.spec.replicas.unsigned_abs().max(1)));
     status.provisioned = quantity(found.provisioned);
     status.copysets = Some(found.copysets);
     if found.copysets > 0 {
-        let message = format!("{} copysets, {} for volumes", found.copysets, status.capacity);
+        let limit = quantity(found.provisioned_limit);
+        let message = format!("{} copysets, {limit} for volumes", found.copysets);
         return ("Ready", ConditionState::yes("Serving", message));
     }
     let domain = match pool.spec.failure_domain {

@@ -36,8 +36,10 @@ impl Orders {
         Self { server, mds_term: 0, busy: Arc::default() }
     }
 
-    /// Creates and drops replicas.
+    /// Creates and drops replicas, and takes over which must not be written to.
     pub async fn carry_out(&mut self, host: Vec<HostCopyset>, drop: Vec<u32>) {
+        let full = host.iter().filter(|order| order.full);
+        self.server.set_full(full.map(|order| CopysetId(order.copyset)).collect());
         for order in host {
             let copyset = CopysetId(order.copyset);
             let Some(voters) = ids(&order.initialize) else {

@@ -1,6 +1,6 @@
 //! Puts a chunkserver together and takes it down: device, Raft host, data plane, heartbeats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -68,6 +68,7 @@ pub struct BlockServer {
     addresses: Arc<AddressBook>,
     metrics: Metrics,
     scrubs: Scrubs,
+    admission: Admission,
     _reaper: Option<ReadReaper>,
 }
 
@@ -99,6 +100,7 @@ impl BlockServer {
         };
         let host = RaftHost::start(host_options, factory(replicas.clone())).await?;
         let metrics = Metrics::default();
+        let admission = Admission::new(store.clone());
         Ok(Self {
             device,
             peer_key,
@@ -108,6 +110,7 @@ impl BlockServer {
             addresses,
             metrics,
             scrubs: Scrubs::default(),
+            admission,
             _reaper: reaper,
         })
     }
@@ -145,6 +148,11 @@ impl BlockServer {
         Ok(())
     }
 
+    /// Refuses writes to copysets that have a voter whose device is full, and to no others.
+    pub fn set_full(&self, copysets: BTreeSet<CopysetId>) {
+        self.admission.set_full(copysets);
+    }
+
     /// Takes over the MDS's orders to scrub: those that are not among them are over.
     pub fn scrub(&self, orders: Vec<ScrubOrder>) {
         self.scrubs.order(orders);
@@ -162,7 +170,6 @@ impl BlockServer {
 
     /// Serves a data-plane socket, scrubs the device, and ends forgotten freezes, until dropped.
     pub async fn serve(&self, listener: Listener) {
-        let admission = Admission::new(self.store.clone());
         let repairer = Arc::new(Repairer::new(self.device, self.metrics.clone()));
         let scrubber = Scrubber {
             host: self.host.clone(),
@@ -175,7 +182,7 @@ impl BlockServer {
         let service = BlockService::new(
             self.host.clone(),
             self.replicas.clone(),
-            admission,
+            self.admission.clone(),
             repairer,
             self.metrics.clone(),
         );

@@ -167,7 +167,7 @@ impl Inner {
         }
         let _promise = match &command {
             Command::Write { range, .. } if group.is_leader() => {
-                Some(self.admission.admit(range).ok_or(ChunkError::NoSpace)?)
+                Some(self.admission.admit(copyset, range).ok_or(ChunkError::NoSpace)?)
             }
             Command::Snapshot { .. } if group.is_leader() => {
                 self.admission.admit_snapshot().then_some(None).ok_or(ChunkError::NoSpace)?

@@ -191,6 +191,7 @@ impl Cluster {
             replicas: 3,
             failure_domain: FailureDomain::Host,
             device_class: String::new(),
+            overcommit_percent: None,
         };
         self.client.create_pool(pool).await?;
         self.wait_whole().await?;

@@ -112,6 +112,7 @@ fn pool() -> CreatePool {
         replicas: 3,
         failure_domain: FailureDomain::Host,
         device_class: String::new(),
+        overcommit_percent: None,
     }
 }
 

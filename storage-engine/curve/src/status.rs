@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
 use crate::output::{self, OutputArgs, id_text};
-use crate::pool::{domain_name, pool_json};
+use crate::pool::{domain_name, pool_json, used};
 
 /// Somebody waits at the terminal.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -33,19 +33,20 @@ pub fn run(args: Args) -> Result<()> {
     })
 }
 
-fn health(status: &proto::ClusterStatus) -> (&'static str, &'static str) {
-    match Health::try_from(status.health) {
-        Ok(Health::Ok) => ("ok", "HEALTH_OK"),
-        Ok(Health::Warn) => ("warn", "HEALTH_WARN"),
-        Ok(Health::Error) => ("error", "HEALTH_ERROR"),
-        Ok(Health::Unknown) | Err(_) => ("unknown", "HEALTH_UNKNOWN"),
+/// As programs read it.
+pub fn health_name(health: i32) -> &'static str {
+    match Health::try_from(health) {
+        Ok(Health::Ok) => "ok",
+        Ok(Health::Warn) => "warn",
+        Ok(Health::Error) => "error",
+        Ok(Health::Unknown) | Err(_) => "unknown",
     }
 }
 
 fn status_text(status: &proto::ClusterStatus) -> String {
     let mut lines = Vec::new();
-    let mut head =
-        format!("cluster {}  {}  {}", status.cluster_name, status.version, health(status).1);
+    let health = health_name(status.health).to_uppercase();
+    let mut head = format!("cluster {}  {}  HEALTH_{health}", status.cluster_name, status.version);
     if !status.messages.is_empty() {
         head += &format!(": {}", status.messages.join("; "));
     }
@@ -73,15 +74,20 @@ fn status_text(status: &proto::ClusterStatus) -> String {
 
 fn pool_line(status: &proto::PoolStatus) -> String {
     let pool = status.pool.clone().unwrap_or_default();
-    let percent = (status.provisioned * 100).checked_div(status.logical_capacity).unwrap_or(0);
+    let used = used(status);
+    let percent = |bytes: u64| (bytes * 100).checked_div(status.logical_capacity).unwrap_or(0);
     format!(
-        "pool       {}  replicas {} by {}   {} logical  {} used  {} in volumes  ({percent} %)",
+        "pool       {}  replicas {} by {}   {} logical  {} used ({} %)  {} in volumes ({} %, at \
+         most {} %)",
         pool.name,
         pool.replicas,
         domain_name(pool.failure_domain),
         ByteSize(status.logical_capacity),
-        ByteSize(status.used / u64::from(pool.replicas.max(1))),
+        ByteSize(used),
+        percent(used),
         ByteSize(status.provisioned),
+        percent(status.provisioned),
+        pool.overcommit_percent,
     )
 }
 
@@ -98,7 +104,7 @@ fn status_json(status: &proto::ClusterStatus) -> Value {
         "cluster": status.cluster_name,
         "cluster_id": id_text(&status.cluster_id),
         "version": status.version,
-        "health": health(status).0,
+        "health": health_name(status.health),
         "messages": status.messages,
         "mds": mds.collect::<Vec<_>>(),
         "devices": status.devices.iter().map(device_json).collect::<Vec<_>>(),
@@ -146,6 +152,18 @@ mod tests {
                 leader: true,
                 ..Default::default()
             }],
+            pools: vec![proto::PoolStatus {
+                pool: Some(proto::Pool {
+                    name: "fast".into(),
+                    replicas: 3,
+                    overcommit_percent: 200,
+                    ..Default::default()
+                }),
+                logical_capacity: 10 << 30,
+                provisioned: 15 << 30,
+                used: 24 << 30,
+                ..Default::default()
+            }],
             copysets_degraded: 8,
             attached_volumes: 1,
             ..Default::default()
@@ -154,6 +172,8 @@ mod tests {
         assert!(text.starts_with("cluster demo  0.1.0  HEALTH_WARN: 1 of 3 chunkservers down\n"));
         assert!(text.contains("mds        1/1  leader mds-0\n"), "{text}");
         assert!(text.contains("8 copysets: 0 whole, 8 degraded, 0 unavailable\n"), "{text}");
+        let pool = "10 GiB logical  8 GiB used (80 %)  15 GiB in volumes (150 %, at most 200 %)\n";
+        assert!(text.contains(pool), "{text}");
         assert!(text.ends_with("clients    1 attached volume\n"), "{text}");
         assert_eq!(status_json(&status)["health"], "warn");
     }

@@ -3,14 +3,18 @@
 //! Data spreads evenly over a pool's shards, so a device that hosts replicas of `s` of the 1,024
 //! shards receives `s / 1024` of every volume's bytes. A pool is full when the first of its
 //! devices is: its logical capacity is the smallest `usable / share` over its devices, less what
-//! other pools have provisioned on them. 95 % of a device are usable; the rest absorbs uneven
-//! chunks and the blocks that a copy on write holds twice.
+//! other pools claim on them. 95 % of a device are usable; the rest absorbs uneven chunks and the
+//! blocks that a copy on write holds twice.
+//!
+//! Volumes take up what is written to them, so a pool may promise more than it can hold: its
+//! overcommit says how much. A pool claims of shared devices what it has provisioned, divided by
+//! its overcommit.
 
 use std::collections::BTreeMap;
 
 use curve_types::{ByteSize, DeviceId, PoolId, SHARDS_PER_POOL};
 
-use crate::state::{Reason, Refusal, State, Volume};
+use crate::state::{Pool, Reason, Refusal, State, Volume};
 
 const USABLE_PERCENT: u128 = 95;
 
@@ -22,13 +26,23 @@ impl State {
         self.volumes.values().filter(counts).map(|volume| volume.size).sum()
     }
 
-    /// Bytes that the volumes of a pool may have in all; 0 while it has no copysets.
+    /// Bytes that the volumes of a pool may have in all.
+    pub fn provisioned_limit(&self, pool: PoolId) -> u64 {
+        let percent = self.pools.get(&pool).map_or(0, |pool| pool.overcommit_percent);
+        let limit = u128::from(self.logical_capacity(pool)) * u128::from(percent) / 100;
+        u64::try_from(limit).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes that can be stored in a pool, each counted once; 0 while it has no copysets.
     pub fn logical_capacity(&self, pool: PoolId) -> u64 {
         let mut elsewhere: BTreeMap<DeviceId, u128> = BTreeMap::new();
-        for other in self.pools.keys().filter(|id| **id != pool) {
-            let provisioned = u128::from(self.provisioned(*other));
+        for (other, Pool { overcommit_percent, .. }) in
+            self.pools.iter().filter(|(id, _)| **id != pool)
+        {
+            let claim =
+                u128::from(self.provisioned(*other)) * 100 / u128::from(*overcommit_percent);
             for (device, shards) in self.shards_on_devices(*other) {
-                let share = provisioned * u128::from(shards) / u128::from(SHARDS_PER_POOL);
+                let share = claim * u128::from(shards) / u128::from(SHARDS_PER_POOL);
                 *elsewhere.entry(device).or_default() += share;
             }
         }
@@ -57,16 +71,20 @@ impl State {
     }
 
     pub(crate) fn check_room(&self, pool: PoolId, more: u64) -> Result<(), Refusal> {
-        let (capacity, provisioned) = (self.logical_capacity(pool), self.provisioned(pool));
-        if provisioned.checked_add(more).is_some_and(|sum| sum <= capacity) {
+        let (limit, provisioned) = (self.provisioned_limit(pool), self.provisioned(pool));
+        if provisioned.checked_add(more).is_some_and(|sum| sum <= limit) {
             return Ok(());
         }
+        let found = &self.pools[&pool];
         let message = format!(
-            "pool {:?} is full: {} more were asked for, its volumes have {} of {}",
-            self.pools[&pool].name,
+            "pool {:?} is full: {} more were asked for, its volumes have {} of {}, which is {} % \
+             (overcommit_percent) of its capacity of {}",
+            found.name,
             ByteSize(more),
             ByteSize(provisioned),
-            ByteSize(capacity)
+            ByteSize(limit),
+            found.overcommit_percent,
+            ByteSize(self.logical_capacity(pool))
         );
         Err(Refusal::new(Reason::Exhausted, message))
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use curve_types::{ByteSize, CopysetId, DeviceId};
 use curve_wire::proto;
 
+use crate::fill::Fill;
 use crate::log::WireId;
 use crate::plan::has_spare;
 use crate::scrubs::finding_messages;
@@ -31,10 +32,13 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     messages.extend(down_message(scene));
     messages.extend(counts.messages(scene));
     messages.extend(pool_messages(scene));
+    messages.extend(fill_messages(scene));
     messages.extend(full_messages(scene));
     messages.extend(slow_messages(scene));
     messages.extend(finding_messages(state));
     messages.extend(paused_message(state));
+    let pools: Vec<_> = state.pools.keys().map(|id| pool_status(scene, *id)).collect();
+    let nearly_full = pools.iter().any(|pool| pool.fill() == proto::Health::Error);
     let (scrub_schedule, scrub_window_secs) = state.scrubs.windows();
     let attached = state
         .volumes
@@ -43,7 +47,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
     let health = if is_early(scene) {
         messages = vec!["a new MDS leader is waiting for the chunkservers to report".to_owned()];
         proto::Health::Unknown
-    } else if counts.unavailable > 0 {
+    } else if counts.unavailable > 0 || nearly_full {
         proto::Health::Error
     } else if !messages.is_empty() {
         proto::Health::Warn
@@ -58,7 +62,7 @@ pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterSta
         messages,
         mds: members.iter().map(mds_status).collect(),
         devices: current(state).map(|(id, device)| device_status(scene, id, device)).collect(),
-        pools: state.pools.keys().map(|id| pool_status(scene, *id)).collect(),
+        pools,
         copysets_whole: counts.whole,
         copysets_degraded: counts.degraded,
         copysets_unavailable: counts.unavailable,
@@ -195,6 +199,11 @@ fn pool_messages(scene: Scene<'_>) -> Vec<String> {
     scene.state.pools.keys().filter_map(|id| unready(*id)).collect()
 }
 
+fn fill_messages(scene: Scene<'_>) -> Vec<String> {
+    let pools = scene.state.pools.iter();
+    pools.filter_map(|(id, pool)| Fill::of(scene, *id).message(&pool.name)).collect()
+}
+
 fn full_messages(scene: Scene<'_>) -> Vec<String> {
     let full = |(id, device): (DeviceId, &Device)| {
         let seen = scene.view.devices.get(&id)?;
@@ -258,24 +267,19 @@ pub fn pool_message(state: &State, id: curve_types::PoolId) -> proto::Pool {
         replicas: pool.replicas,
         failure_domain: pool.failure_domain.code() as i32,
         device_class: pool.class.clone(),
+        overcommit_percent: pool.overcommit_percent,
     }
 }
 
-/// Used bytes are those of the pool's devices, divided among the pools that share them by their
-/// replicas there.
 pub fn pool_status(scene: Scene<'_>, id: curve_types::PoolId) -> proto::PoolStatus {
-    let state = scene.state;
-    let mut used = 0u128;
-    for (device, seen) in &scene.view.devices {
-        let all = state.copysets_on(*device).count() as u128;
-        let own = state.copysets_on(*device).filter(|(_, c)| c.pool == id).count() as u128;
-        used += u128::from(seen.used) * own / all.max(1);
-    }
+    let (state, fill) = (scene.state, Fill::of(scene, id));
     proto::PoolStatus {
         pool: Some(pool_message(state, id)),
-        logical_capacity: state.logical_capacity(id),
-        provisioned: state.provisioned(id),
-        used: u64::try_from(used).unwrap_or(u64::MAX),
+        logical_capacity: fill.capacity,
+        provisioned: fill.provisioned,
+        used: fill.stored,
         copysets: state.copysets_of(id).count() as u32,
+        provisioned_limit: state.provisioned_limit(id),
+        fill: fill.health().into(),
     }
 }

@@ -7,6 +7,7 @@
 
 mod capacity;
 mod chunkservers;
+mod fill;
 mod health;
 mod lead;
 mod log;

@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::fill::Fill;
 use crate::state::{Comparison, EndedScrub};
 use crate::view::{Condition, Scene};
 
@@ -36,7 +37,9 @@ pub struct Metrics {
     copysets: Family<StateLabel, Gauge>,
     volumes: Family<StateLabel, Gauge>,
     pool_capacity: Family<PoolLabel, Bytes>,
+    pool_used: Family<PoolLabel, Bytes>,
     pool_provisioned: Family<PoolLabel, Bytes>,
+    pool_provisioned_limit: Family<PoolLabel, Bytes>,
     scrubs: Family<StateLabel, Gauge>,
     scrub_findings: Family<KindLabel, Gauge>,
     oldest_scrub: Gauge,
@@ -51,11 +54,17 @@ impl Metrics {
         registry.register("copysets", "Copysets by state", self.copysets.clone());
         registry.register("volumes", "Volumes by state", self.volumes.clone());
         let capacity = self.pool_capacity.clone();
-        let help = "Bytes that the volumes of a pool may have in all";
+        let help = "Bytes that can be stored in a pool, each counted once";
         registry.register_with_unit("pool_capacity", help, Unit::Bytes, capacity);
+        let used = self.pool_used.clone();
+        let help = "Bytes stored in a pool, each counted once";
+        registry.register_with_unit("pool_used", help, Unit::Bytes, used);
         let provisioned = self.pool_provisioned.clone();
         let help = "Sum of the sizes of a pool's volumes";
         registry.register_with_unit("pool_provisioned", help, Unit::Bytes, provisioned);
+        let limit = self.pool_provisioned_limit.clone();
+        let help = "Sizes that the volumes of a pool may have in all: its capacity and overcommit";
+        registry.register_with_unit("pool_provisioned_limit", help, Unit::Bytes, limit);
         registry.register("scrubs", "Copysets to be scrubbed, by state", self.scrubs.clone());
         let help = "What the last scrub of each copyset found: damaged blocks by what became of \
                     them, and copysets whose replicas differ";
@@ -71,8 +80,7 @@ impl Metrics {
         self.chunkservers.clear();
         self.copysets.clear();
         self.volumes.clear();
-        self.pool_capacity.clear();
-        self.pool_provisioned.clear();
+        self.clear_pools();
         self.scrubs.clear();
         self.scrub_findings.clear();
         self.oldest_scrub.set(0);
@@ -104,12 +112,27 @@ impl Metrics {
         set(&self.volumes, "attached", attached);
         set(&self.volumes, "deleting", deleting);
         set(&self.volumes, "idle", volumes().count() - attached - deleting);
-        for (id, pool) in &state.pools {
-            let label = PoolLabel { pool: pool.name.clone() };
-            self.pool_capacity.get_or_create(&label).set(state.logical_capacity(*id));
-            self.pool_provisioned.get_or_create(&label).set(state.provisioned(*id));
-        }
+        self.observe_pools(scene);
         self.observe_scrubs(scene);
+    }
+
+    fn observe_pools(&self, scene: Scene<'_>) {
+        for (id, pool) in &scene.state.pools {
+            let label = PoolLabel { pool: pool.name.clone() };
+            let fill = Fill::of(scene, *id);
+            let limit = scene.state.provisioned_limit(*id);
+            self.pool_capacity.get_or_create(&label).set(fill.capacity);
+            self.pool_used.get_or_create(&label).set(fill.used);
+            self.pool_provisioned.get_or_create(&label).set(fill.provisioned);
+            self.pool_provisioned_limit.get_or_create(&label).set(limit);
+        }
+    }
+
+    fn clear_pools(&self) {
+        self.pool_capacity.clear();
+        self.pool_used.clear();
+        self.pool_provisioned.clear();
+        self.pool_provisioned_limit.clear();
     }
 
     fn observe_scrubs(&self, scene: Scene<'_>) {

@@ -64,6 +64,8 @@ pub struct Pool {
     pub failure_domain: FailureDomain,
     /// Empty: any.
     pub class: String,
+    /// What its volumes may have in all, of its logical capacity. The only property that changes.
+    pub overcommit_percent: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

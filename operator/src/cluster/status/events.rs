@@ -25,7 +25,7 @@ impl Notice {
 }
 
 /// Condition reasons that are worth a warning when they come up.
-const ALARMS: [(&str, &str); 7] = [
+const ALARMS: [(&str, &str); 9] = [
     ("Progressing", "ReconcileError"),
     ("Progressing", "NotEnoughNodes"),
     ("Progressing", "PlacementMisfit"),
@@ -33,6 +33,8 @@ const ALARMS: [(&str, &str); 7] = [
     ("Progressing", "InvalidSpec"),
     ("Available", "MdsUnreachable"),
     ("Available", "CopysetsUnavailable"),
+    ("Degraded", "PoolFillingUp"),
+    ("Degraded", "PoolNearlyFull"),
 ];
 
 /// The events that lead from `old` to `new`.

@@ -191,6 +191,31 @@ fn copysets_without_quorum_make_the_cluster_unavailable() {
 }
 
 #[test]
+fn a_pool_that_fills_up_is_told_once_and_again_when_it_is_nearly_full() {
+    let mut scene = Scene::whole();
+    scene.look();
+    let mut filling = |health: Health, sentence: &str| {
+        let mut engine = engine();
+        engine.health = health.into();
+        engine.pools[0].fill = health.into();
+        engine.messages = vec![sentence.to_owned()];
+        scene.engine = Ok(engine);
+        scene.look()
+    };
+    let sentence = "pool \"default\" is filling up: 8 GiB of 10 GiB are used";
+    let (status, events) = filling(Health::Warn, sentence);
+    let (degraded, reason, message) = condition(&status, "Degraded");
+    assert_eq!((degraded.as_str(), reason.as_str()), ("True", "PoolFillingUp"));
+    assert_eq!((message.as_str(), events[0].message.as_str()), (sentence, sentence));
+    assert_eq!(event_reasons(&events), ["PoolFillingUp"]);
+    let (_, events) = filling(Health::Warn, "pool \"default\" is filling up: 8.1 GiB of 10 GiB");
+    assert_eq!(event_reasons(&events), [] as [&str; 0]);
+    let (status, events) = filling(Health::Error, "pool \"default\" is nearly full");
+    assert_eq!(condition(&status, "Available").0, "True");
+    assert_eq!(event_reasons(&events), ["PoolNearlyFull"]);
+}
+
+#[test]
 fn a_refused_spec_fails_without_touching_what_is_known() {
     let mut scene = Scene::whole();
     let (old, _) = scene.look();

@@ -23,8 +23,22 @@ fn defaults_are_three_replicas_on_different_hosts() {
         replicas: 3,
         failure_domain: proto::FailureDomain::Host,
         device_class: String::new(),
+        overcommit_percent: Some(100),
     };
     assert_eq!(spec, expected);
+}
+
+#[test]
+fn an_overcommit_reaches_the_metadata_service_and_what_it_allows_the_status() {
+    let pool = pool("default", json!({"cluster": "demo", "overcommitPercent": 250}));
+    assert_eq!(pool_spec(&pool).overcommit_percent, Some(250));
+    let mut engine = engine();
+    let found = &mut engine.pools[0];
+    (found.provisioned, found.provisioned_limit) = (15 << 30, 25 << 30);
+    found.used = 24 << 30;
+    let status = look(&pool, Outcome::Created(Box::new(engine)));
+    assert_eq!((status.used.as_str(), status.provisioned.as_str()), ("8Gi", "15Gi"));
+    assert_eq!(status.conditions[0].message, "8 copysets, 25Gi for volumes");
 }
 
 #[test]

@@ -292,6 +292,27 @@ async fn a_full_device_says_so_and_can_be_emptied() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copyset_with_a_full_device_takes_no_writes_until_there_is_room_again() -> Result<()> {
+    let rig = Rig::start(DEVICE).await?;
+    let volume = rig.open(&rig.session(VolumeId::random(), SIZE)?).await?;
+    let copyset = |at: u64| {
+        copyset_of(ChunkKey { volume: volume.session().volume, index: ChunkIndex(at as u32) })
+    };
+    let other = (1..SIZE / CHUNK_SIZE).find(|at| copyset(*at) != copyset(0));
+    let other = other.expect("16 chunks in more than one copyset") * CHUNK_SIZE;
+    let piece = Bytes::from(vec![7; 2 * BLOCK]);
+    volume.write(0, piece.clone()).await?;
+    rig.set_full(&[copyset(0)]);
+    ensure!(volume.write(0, piece.clone()).await == Err(BlockError::NoSpace));
+    volume.write(other, piece.clone()).await?;
+    ensure!(volume.read(0, 2 * BLOCK as u32).await? == piece);
+    volume.discard(0, BLOCK as u64).await?;
+    rig.set_full(&[]);
+    volume.write(0, piece).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn io_without_a_quorum_waits_and_then_fails_by_its_deadline() -> Result<()> {
     let mut rig = Rig::start(DEVICE).await?;
     let session = rig.session(VolumeId::random(), SIZE)?;

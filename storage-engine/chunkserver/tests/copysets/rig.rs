@@ -225,6 +225,12 @@ impl Rig {
         copies.len()
     }
 
+    /// Says of these copysets, and of no others, that a device of theirs is full.
+    pub fn set_full(&self, copysets: &[CopysetId]) {
+        let running = self.nodes.iter().filter_map(|node| node.running.as_ref());
+        running.for_each(|node| node.server.set_full(copysets.iter().copied().collect()));
+    }
+
     /// Gives the node these orders to scrub, and no others.
     pub fn scrub(&self, number: usize, orders: Vec<proto::ScrubOrder>) -> Result<()> {
         self.nodes[number].running.as_ref().context("the node runs")?.server.scrub(orders);

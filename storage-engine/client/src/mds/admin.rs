@@ -18,6 +18,9 @@ pub struct CreatePool {
     pub failure_domain: FailureDomain,
     /// Empty: any.
     pub device_class: String,
+    /// What its volumes may have in all, of its capacity. None: 100, or, of a pool that exists, as
+    /// it was.
+    pub overcommit_percent: Option<u32>,
 }
 
 impl MdsClient {
@@ -29,6 +32,7 @@ impl MdsClient {
         .await
     }
 
+    /// The existing pool if it has the same properties; it takes over another overcommit.
     pub async fn create_pool(&self, pool: CreatePool) -> Result<Pool, MdsError> {
         let request = CreatePoolRequest {
             name: pool.name,
@@ -36,6 +40,7 @@ impl MdsClient {
             failure_domain: pool.failure_domain.into(),
             device_class: pool.device_class,
             request_id: request_id(),
+            overcommit_percent: pool.overcommit_percent.unwrap_or_default(),
         };
         self.call("create pool", request, |channel, request| async move {
             MdsAdminClient::new(channel).create_pool(request).await

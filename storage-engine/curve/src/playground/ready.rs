@@ -83,6 +83,7 @@ async fn create_pool(mds: &MdsClient) -> Result<(), String> {
         replicas: REPLICAS_MIN,
         failure_domain: FailureDomain::Host,
         device_class: String::new(),
+        overcommit_percent: None,
     };
     match mds.create_pool(pool).await {
         Err(error) if error.kind != MdsErrorKind::AlreadyExists => Err(error.to_string()),

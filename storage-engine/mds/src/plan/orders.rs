@@ -15,6 +15,10 @@ use crate::view::{Condition, Report, Scene};
 /// over should not take its copysets along.
 const STEADY: Duration = Duration::from_secs(20);
 
+/// A device this full takes no more writes. Pools promise 95 % (`capacity`); the last two are for
+/// what is written until its report has reached the leaders of its copysets.
+const FULL_PERCENT: u64 = 98;
+
 /// `term` is that of this MDS leader; replicas refuse orders of an older one.
 pub fn heartbeat_response(
     scene: Scene<'_>,
@@ -34,6 +38,7 @@ pub fn heartbeat_response(
             copyset: id.0,
             pool: copyset.pool.0,
             initialize: if forms { ids_to_wire(&copyset.voters) } else { Vec::new() },
+            full: copyset.voters.iter().any(|voter| is_full(scene, *voter)),
         });
     }
     let Some(seen) = scene.view.devices.get(&device) else { return response };
@@ -63,6 +68,13 @@ pub fn heartbeat_response(
         }
     }
     response
+}
+
+/// Whether the device must not be sent what takes room. Its replicas follow leaders that see only
+/// how full their own devices are.
+fn is_full(scene: Scene<'_>, device: DeviceId) -> bool {
+    let Some(seen) = scene.view.devices.get(&device) else { return false };
+    seen.capacity > 0 && seen.used >= seen.capacity / 100 * FULL_PERCENT
 }
 
 /// Whether a replica that the state does not want on the device may be dropped. Unless the copyset

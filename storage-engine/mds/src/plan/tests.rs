@@ -513,6 +513,20 @@ fn repair_stops_before_the_devices_that_are_left_are_full() {
     assert_eq!(world.conditions(), [Condition::Whole; 16]);
 }
 
+#[test]
+fn leaders_are_told_which_copysets_have_a_full_device() {
+    let mut world = World::new(&[1, 2, 3, 4]);
+    world.settle(8);
+    let full = |world: &World| -> BTreeSet<CopysetId> {
+        let host = (1..=4).flat_map(|n| heartbeat_response(world.scene(), device(n), 0, TERM).host);
+        host.filter(|order| order.full).map(|order| CopysetId(order.copyset)).collect()
+    };
+    assert_eq!(full(&world), BTreeSet::new());
+    world.view.devices.get_mut(&device(2)).expect("heard").used = CAPACITY / 100 * 98;
+    let hosted = world.state.copysets_on(device(2)).map(|(id, _)| id).collect();
+    assert_eq!(full(&world), hosted);
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Kill(u8),

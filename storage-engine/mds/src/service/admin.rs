@@ -44,6 +44,7 @@ impl MdsAdmin for Service {
             replicas: asked.replicas,
             failure_domain: u32::try_from(asked.failure_domain).unwrap_or(u32::MAX),
             device_class: asked.device_class,
+            overcommit_percent: asked.overcommit_percent,
         };
         let answer = self.0.mutate(&asked.request_id, Kind::CreatePool(create)).await?;
         let answer::Kind::Pool(id) = answer else {

@@ -447,11 +447,16 @@ async fn pools_are_made_listed_and_deleted() {
         failure_domain: proto::FailureDomain::Zone.into(),
         device_class: "nvme".to_owned(),
         request_id: request_id(),
+        overcommit_percent: 0,
     };
     expect_refusal(admin.create_pool(create(2)).await, Code::InvalidArgument, "replicas is 2");
     let pool = admin.create_pool(create(3)).await.expect("create").into_inner();
     assert_eq!(pool.failure_domain(), proto::FailureDomain::Zone);
     admin.create_pool(create(3)).await.expect("the same again");
+    let raise = proto::CreatePoolRequest { overcommit_percent: 200, ..create(3) };
+    let raised = admin.create_pool(raise).await.expect("raised").into_inner();
+    assert_eq!((pool.overcommit_percent, raised.overcommit_percent), (100, 200));
+    assert_eq!(pool.id, raised.id);
     expect_refusal(admin.create_pool(create(5)).await, Code::AlreadyExists, "other properties");
     let pools =
         admin.list_pools(proto::ListPoolsRequest {}).await.expect("list").into_inner().pools;

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use curve_types::{ClusterId, DeviceId, PoolId, VolumeId};
 
+use super::pools::NO_OVERCOMMIT;
 use super::{Cluster, FailureDomain, NAME_LEN_MAX, Pool, Reason, Refusal, State};
 use crate::log::{self, Answer, Command, Empty, WireId, answer, command::Kind};
 
@@ -98,6 +99,7 @@ impl State {
             replicas: curve_types::REPLICAS_MIN,
             failure_domain: FailureDomain::Host,
             class: String::new(),
+            overcommit_percent: NO_OVERCOMMIT,
         };
         self.pools.insert(pool, default);
         done()

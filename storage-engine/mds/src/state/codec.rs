@@ -6,6 +6,7 @@ use prost::Message;
 use thiserror::Error;
 
 use super::limits::{load_limits, store_limits};
+use super::pools::load_overcommit;
 use super::scrubs::{load_findings, store_findings};
 use super::{
     Answered, Cluster, Copyset, Device, EndedScrub, FailureDomain, Joining, Pool, Publication,
@@ -166,9 +167,14 @@ fn load_device(stored: log::StoredDevice) -> Result<(DeviceId, Device), DecodeEr
 }
 
 fn store_pool((id, pool): (&PoolId, &Pool)) -> log::StoredPool {
-    let Pool { name, replicas, failure_domain, class } = pool.clone();
-    let failure_domain = failure_domain.code();
-    let spec = log::CreatePool { name, replicas, failure_domain, device_class: class };
+    let Pool { name, replicas, failure_domain, class, overcommit_percent } = pool.clone();
+    let spec = log::CreatePool {
+        name,
+        replicas,
+        failure_domain: failure_domain.code(),
+        device_class: class,
+        overcommit_percent,
+    };
     log::StoredPool { id: id.0, spec: Some(spec) }
 }
 
@@ -176,8 +182,15 @@ fn load_pool(stored: log::StoredPool) -> Result<(PoolId, Pool), DecodeError> {
     let spec = stored.spec.ok_or(field("pool"))?;
     let failure_domain =
         FailureDomain::from_code(spec.failure_domain).map_err(|_| field("failure domain"))?;
-    let pool =
-        Pool { name: spec.name, replicas: spec.replicas, failure_domain, class: spec.device_class };
+    let overcommit_percent =
+        load_overcommit(spec.overcommit_percent).map_err(|_| field("overcommit"))?;
+    let pool = Pool {
+        name: spec.name,
+        replicas: spec.replicas,
+        failure_domain,
+        class: spec.device_class,
+        overcommit_percent,
+    };
     Ok((PoolId(stored.id), pool))
 }
 

@@ -9,21 +9,33 @@ use crate::log::{self, answer, ids_from_wire};
 
 /// Most replicas a pool may have: seven survive three losses.
 const REPLICAS_MAX: u32 = 7;
+/// Volumes may have what the pool can store, and no more.
+pub(super) const NO_OVERCOMMIT: u32 = 100;
+/// Twenty times the capacity, as much as LINSTOR allows unless told otherwise: whoever asks for
+/// more has mistyped.
+const OVERCOMMIT_PERCENT_MAX: u32 = 2000;
 
 impl State {
+    /// Changes the overcommit of a pool that exists. What its volumes have by then is left alone.
     pub(super) fn create_pool(&mut self, create: log::CreatePool) -> Applied {
         validate_name("pool name", &create.name)?;
         if !create.device_class.is_empty() {
             validate_name("device_class", &create.device_class)?;
         }
+        let keeps_overcommit = create.overcommit_percent == 0;
         let pool = Pool {
             replicas: validate_replicas(create.replicas)?,
             failure_domain: FailureDomain::from_code(create.failure_domain)?,
             class: create.device_class,
+            overcommit_percent: load_overcommit(create.overcommit_percent)?,
             name: create.name,
         };
         if let Some((id, existing)) = self.pool_by_name(&pool.name) {
-            if *existing == pool {
+            let overcommit_percent = existing.overcommit_percent;
+            if *existing == (Pool { overcommit_percent, ..pool.clone() }) {
+                if !keeps_overcommit {
+                    self.pools.insert(id, pool);
+                }
                 return Ok(answer::Kind::Pool(id.0));
             }
             let message = format!(
@@ -272,4 +284,19 @@ fn validate_replicas(replicas: u32) -> Result<u32, Refusal> {
          the odd one below it)"
     );
     Err(Refusal::new(Reason::Invalid, message))
+}
+
+/// Of a command or of stored bytes: 0, as earlier versions wrote it, means no overcommit.
+pub(super) fn load_overcommit(percent: u32) -> Result<u32, Refusal> {
+    match percent {
+        0 => Ok(NO_OVERCOMMIT),
+        NO_OVERCOMMIT..=OVERCOMMIT_PERCENT_MAX => Ok(percent),
+        other => {
+            let message = format!(
+                "overcommit_percent is {other}: expected {NO_OVERCOMMIT} (no overcommit) to \
+                 {OVERCOMMIT_PERCENT_MAX}"
+            );
+            Err(Refusal::new(Reason::Invalid, message))
+        }
+    }
 }

@@ -8,6 +8,7 @@ use curve_types::{
 use super::*;
 use crate::log::{self, WireId, answer, command::Kind, ids_to_wire};
 
+mod overcommit;
 mod snapshots;
 
 const GIB: u64 = 1 << 30;
@@ -235,7 +236,13 @@ fn bad_input_is_refused_by_name_and_value() {
             replicas,
             failure_domain,
             device_class: class.to_owned(),
+            overcommit_percent: 0,
         })
+    };
+    let overcommit = |overcommit_percent| {
+        let (name, replicas) = ("fast".to_owned(), 3);
+        let pool = log::CreatePool { name, replicas, overcommit_percent, ..Default::default() };
+        Kind::CreatePool(pool)
     };
     let volume_in = |pool: &str| {
         let Kind::CreateVolume(create) = create("new", 8, GIB) else { unreachable!() };
@@ -259,6 +266,8 @@ fn bad_input_is_refused_by_name_and_value() {
         (pool(4, 1, ""), Reason::Invalid, "replicas is 4"),
         (pool(3, 7, ""), Reason::Invalid, "failure_domain is 7: expected 1 (host) or 2 (zone)"),
         (pool(3, 1, "a b"), Reason::Invalid, "device_class is \"a b\""),
+        (overcommit(99), Reason::Invalid, "overcommit_percent is 99: expected 100 (no overcommit)"),
+        (overcommit(2001), Reason::Invalid, "overcommit_percent is 2001: expected 100"),
         (Kind::DeletePool("default".to_owned()), Reason::Precondition, "holds 1 volumes"),
         (register("cs-1", device(1), false, None), Reason::Precondition, "belongs to cluster none"),
         (publish("no de", false), Reason::Invalid, "node is \"no de\""),
@@ -519,7 +528,7 @@ fn capacity_is_what_the_fullest_device_can_hold() {
         name: "second".to_owned(),
         replicas: 3,
         failure_domain: 1,
-        device_class: String::new(),
+        ..Default::default()
     };
     apply(&mut state, Kind::CreatePool(second)).expect("pool");
     let voters = [device(1), device(2), device(3)];

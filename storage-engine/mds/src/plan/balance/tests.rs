@@ -281,8 +281,8 @@ fn random_clusters_come_to_rest_evenly() {
         if sim.dice.below(3) == 0 {
             let replicas = 3 + 2 * sim.dice.below(2) as u32;
             let failure_domain = 1 + sim.dice.below(2) as u32;
-            let (name, device_class) = ("second".to_owned(), String::new());
-            let pool = log::CreatePool { name, replicas, failure_domain, device_class };
+            let name = "second".to_owned();
+            let pool = log::CreatePool { name, replicas, failure_domain, ..Default::default() };
             sim.apply(Kind::CreatePool(pool));
         }
         if sim.dice.below(4) == 0 {

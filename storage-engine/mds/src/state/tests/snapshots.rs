@@ -238,7 +238,7 @@ fn a_clone_may_be_larger_and_lies_in_its_snapshots_pool() {
         name: "second".to_owned(),
         replicas: 3,
         failure_domain: 1,
-        device_class: String::new(),
+        ..Default::default()
     };
     apply(&mut state, Kind::CreatePool(second)).expect("pool");
     let clone = |pool: &str, size| {
