@@ -18,12 +18,13 @@ use crate::{network, os};
 
 pub const CLIENTS: [&str; 2] = ["client-0", "client-1"];
 
-/// Every kind of fault, as it is counted.
-pub const KINDS: [&str; 11] = [
+const POWER_LOST_AT_A_VOTE: &str = "power lost at a vote";
+
+/// What is chosen from.
+const DRAWN: [&str; 10] = [
     "process killed",
     "power lost",
     "power of all lost",
-    "power lost at a vote",
     "client killed",
     "messages delayed",
     "messages lost",
@@ -32,6 +33,11 @@ pub const KINDS: [&str; 11] = [
     "bit rot",
     "wall clock jumped",
 ];
+
+/// Every kind of fault, as it is counted.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    DRAWN.into_iter().chain([POWER_LOST_AT_A_VOTE])
+}
 
 /// Ends a fault.
 enum Mend {
@@ -111,8 +117,8 @@ impl<'a> Faults<'a> {
         let is_its = |name: &&str| self.device_id(name) == Some(voter);
         if let Some(name) = servers().find(|name| sim.is_host_running(*name) && is_its(name)) {
             self.lose_power(sim, name, now);
-            self.shared.count("power lost at a vote");
-            tracing::info!(server = name, "fault: power lost at a vote");
+            self.shared.count(POWER_LOST_AT_A_VOTE);
+            tracing::info!(kind = POWER_LOST_AT_A_VOTE, server = name, "fault");
         }
     }
 
@@ -187,20 +193,24 @@ impl<'a> Faults<'a> {
         self.kill(sim, name, start);
     }
 
-    /// Plans the end of a partition that has begun now.
-    fn reconnect(
-        &mut self,
-        one: &'static str,
-        others: Vec<&'static str>,
-        now: Duration,
-        heal: Duration,
-    ) {
+    /// What is sent, in one direction or both, is lost until `heal`; connections that this leaves
+    /// with a gap end, as the kernel has them end.
+    fn lose_messages(&mut self, sim: &mut Sim<'_>, one: &'static str, now: Duration) {
+        let others = self.some_others(one);
+        let heal = now + SILENCE_MAX + self.after(0..7000);
+        let one_way = self.rng.random_bool(0.3);
+        for other in &others {
+            match one_way {
+                true => sim.partition_oneway(one, *other),
+                false => sim.partition(one, *other),
+            }
+        }
         self.mends.push((now + SILENCE_MAX, Mend::TimeOut(one, others.clone())));
         self.mends.push((heal, Mend::Reconnect(one, others)));
     }
 
     fn inject(&mut self, sim: &mut Sim<'_>, now: Duration) {
-        let kind = KINDS[self.rng.random_range(0..KINDS.len())];
+        let kind = DRAWN[self.rng.random_range(0..DRAWN.len())];
         let Some(server) =
             servers().filter(|name| sim.is_host_running(*name)).choose(&mut self.rng)
         else {
@@ -237,18 +247,7 @@ impl<'a> Faults<'a> {
                 }
                 self.mends.push((heal, Mend::Deliver(server, others)));
             }
-            "messages lost" => {
-                let others = self.some_others(server);
-                let heal = now + SILENCE_MAX + self.after(0..7000);
-                let one_way = self.rng.random_bool(0.3);
-                for other in &others {
-                    match one_way {
-                        true => sim.partition_oneway(server, *other),
-                        false => sim.partition(server, *other),
-                    }
-                }
-                self.reconnect(server, others, now, heal);
-            }
+            "messages lost" => self.lose_messages(sim, server, now),
             "slow disk" => {
                 let latency = self.after(20..400);
                 self.devices.set_latency(&self.files.device(server), latency);

@@ -39,6 +39,8 @@ const FORMED_WITHIN: Duration = Duration::from_secs(60);
 const FAULTS_FOR: Duration = Duration::from_secs(25);
 /// Once nothing is broken any more, everything must work after so long.
 const HEALED_WITHIN: Duration = Duration::from_secs(180);
+/// Of real time: a seed takes seconds, and a few times as many on a machine that is busy.
+const STUCK_AFTER: Duration = Duration::from_secs(300);
 
 /// A task that panics takes nothing else with it, so it has to be counted.
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -85,6 +87,11 @@ fn main() -> Result<ExitCode> {
         .with_ansi(false)
         .init();
     let dir = tempfile::tempdir()?;
+    std::thread::spawn(|| {
+        std::thread::sleep(STUCK_AFTER);
+        eprintln!("stuck: not done after {STUCK_AFTER:?}");
+        std::process::exit(1);
+    });
     os::begin(seed);
     let report_panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -106,7 +113,7 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
     let promises = Promises::default();
     curve_raft::witness::observe(Box::new(promises.clone()));
     let files = Files::write(dir)?;
-    let shared = Shared::new(&faults::KINDS);
+    let shared = Shared::new(faults::kinds());
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .tick_duration(TICK)

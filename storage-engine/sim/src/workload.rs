@@ -45,9 +45,9 @@ struct Inner {
 
 impl Shared {
     /// Counts of `kinds` are shown even if there is nothing to count.
-    pub fn new(kinds: &[&'static str]) -> Self {
+    pub fn new(kinds: impl Iterator<Item = &'static str>) -> Self {
         let shared = Self::default();
-        shared.inner.borrow_mut().counters = kinds.iter().map(|kind| (*kind, 0)).collect();
+        shared.inner.borrow_mut().counters = kinds.map(|kind| (kind, 0)).collect();
         shared
     }
 
