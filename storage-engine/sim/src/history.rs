@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
@@ -36,12 +37,24 @@ pub struct Attachment {
     pub since: Moment,
 }
 
+/// A snapshot of the volume, of one moment between the two.
+#[derive(Clone, Hash, Default, Debug)]
+pub struct Snapshot {
+    pub begun: Moment,
+    /// None if its outcome is unknown and it was not found yet.
+    pub ended: Option<Moment>,
+    /// Blocks and their versions, as often as it was read.
+    pub found: BTreeSet<(u64, u64)>,
+}
+
 #[derive(Default)]
 struct Inner {
     clock: Cell<Moment>,
     versions: Cell<u64>,
     attachments: RefCell<Vec<Attachment>>,
     ops: RefCell<Vec<Op>>,
+    /// By name.
+    snapshots: RefCell<BTreeMap<String, Snapshot>>,
 }
 
 /// Shared by all clients of one simulation.
@@ -83,6 +96,30 @@ impl History {
         (op.version, op.ended) = (version, ended);
     }
 
+    pub fn begin_snapshot(&self, name: &str) {
+        let snapshot = Snapshot { begun: self.now(), ..Snapshot::default() };
+        self.0.snapshots.borrow_mut().insert(name.to_owned(), snapshot);
+    }
+
+    /// The snapshot is there; false if nobody began it.
+    pub fn end_snapshot(&self, name: &str) -> bool {
+        let now = self.now();
+        let mut snapshots = self.0.snapshots.borrow_mut();
+        let begun = snapshots.get_mut(name);
+        begun.map(|snapshot| snapshot.ended.get_or_insert(now)).is_some()
+    }
+
+    /// What shows the snapshot has this version of a block.
+    pub fn found_in(&self, snapshot: &str, block: u64, version: u64) {
+        if let Some(snapshot) = self.0.snapshots.borrow_mut().get_mut(snapshot) {
+            snapshot.found.insert((block, version));
+        }
+    }
+
+    pub fn snapshots(&self) -> BTreeMap<String, Snapshot> {
+        self.0.snapshots.borrow().clone()
+    }
+
     pub fn ops(&self) -> Vec<Op> {
         self.0.ops.borrow().clone()
     }
@@ -96,6 +133,7 @@ impl History {
         let mut hasher = DefaultHasher::new();
         self.0.ops.borrow().hash(&mut hasher);
         self.0.attachments.borrow().hash(&mut hasher);
+        self.0.snapshots.borrow().hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -113,7 +113,7 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
     let promises = Promises::default();
     curve_raft::witness::observe(Box::new(promises.clone()));
     let files = Files::write(dir)?;
-    let shared = Shared::new(faults::kinds());
+    let shared = Shared::new(faults::kinds().chain(workload::kinds()));
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .tick_duration(TICK)

@@ -1,15 +1,20 @@
-//! Clients that write and read one volume, each fencing the one before it.
+//! Clients that write and read one volume, each fencing the one before it. The first of them also
+//! takes snapshots, and in the end reads, compares and deletes everything.
+
+mod ending;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use curve_client::pattern::{examine, fill};
-use curve_client::{AttachOptions, BlockDevice, CreateVolume, MdsClient, Volume, VolumeOptions};
+use curve_client::{
+    AttachOptions, BlockDevice, CreateVolume, MdsClient, Session, Volume, VolumeOptions,
+};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, VolumeLimits};
-use curve_wire::proto::Comparison;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -18,6 +23,7 @@ use crate::history::{History, Kind};
 /// The one that every cluster begins with.
 const POOL: &str = "default";
 const VOLUME: &str = "volume";
+const NODE: &str = "sim";
 /// Chunks of the volume, which lie in different copysets, and blocks used in each: few, so that
 /// operations meet.
 const CHUNKS: u64 = 3;
@@ -25,6 +31,11 @@ const BLOCKS: u64 = 6;
 /// Operations of one client under way at once.
 const WORKERS: usize = 3;
 const RETRY: Duration = Duration::from_millis(200);
+
+/// What clients do besides writes and reads, as it is counted.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    snapshots::KINDS.into_iter()
+}
 
 /// What all clients share.
 #[derive(Clone, Default)]
@@ -91,7 +102,14 @@ impl Shared {
     }
 }
 
-/// Makes the volume; repeated until it succeeds.
+/// Repeats what is given until it succeeds.
+async fn insist(step: &str, what: impl AsyncFn() -> Result<()>) {
+    while let Err(error) = what().await {
+        tracing::debug!(%error, step, "not yet");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 async fn make(mds: &MdsClient) -> Result<()> {
     let volume = CreateVolume {
         name: VOLUME.to_owned(),
@@ -108,52 +126,52 @@ async fn make(mds: &MdsClient) -> Result<()> {
 pub async fn run(number: u64, seed: u64, mds: MdsClient, shared: Shared) -> Result<()> {
     // A client that starts again goes on with other choices.
     let mut rng = StdRng::seed_from_u64(seed ^ (number << 32) ^ shared.history.next_version());
-    while !shared.is_made() && number == 0 {
-        match make(&mds).await {
-            Ok(()) => shared.inner.borrow_mut().is_made = true,
-            Err(error) => {
-                tracing::debug!(%error, "nothing made yet");
-                tokio::time::sleep(RETRY).await;
-            }
+    if number > 0 {
+        while !shared.is_made() {
+            tokio::time::sleep(RETRY).await;
         }
+        use_volume(rng, &mds, &shared).await;
+        return Ok(());
     }
-    while !shared.is_made() {
-        tokio::time::sleep(RETRY).await;
+    if !shared.is_made() {
+        insist("make the volume", async || make(&mds).await).await;
+        shared.inner.borrow_mut().is_made = true;
     }
+    let snapshots = snapshots::run(StdRng::from_rng(&mut rng), &mds, &shared);
+    tokio::join!(use_volume(rng, &mds, &shared), snapshots);
+    ending::run(&mds, &shared).await;
+    shared.inner.borrow_mut().finished = true;
+    Ok(())
+}
+
+/// Attaches the volume again and again.
+async fn use_volume(mut rng: StdRng, mds: &MdsClient, shared: &Shared) {
     while !shared.is_stopping() {
         let time = Duration::from_millis(rng.random_range(500..6000));
-        match attach(&mds, &shared).await {
+        match attach(mds, shared).await {
             Ok((volume, epoch)) => {
                 let seeds: Vec<u64> = (0..WORKERS).map(|_| rng.random()).collect();
-                let workers = seeds.into_iter().map(|seed| work(seed, &volume, epoch, &shared));
+                let workers = seeds.into_iter().map(|seed| work(seed, &volume, epoch, shared));
                 let _ = tokio::time::timeout(time, futures::future::join_all(workers)).await;
             }
             Err(error) => tracing::debug!(%error, "not attached"),
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..1500))).await;
     }
-    if number == 0 {
-        while let Err(error) = read_all(&mds, &shared).await {
-            tracing::debug!(%error, "not all read yet");
-            tokio::time::sleep(RETRY).await;
-        }
-        while let Err(error) = compare(&mds, &shared).await {
-            tracing::debug!(%error, "not all scrubbed yet");
-            tokio::time::sleep(RETRY).await;
-        }
-        shared.inner.borrow_mut().finished = true;
-    }
-    Ok(())
 }
 
 async fn attach(mds: &MdsClient, shared: &Shared) -> Result<(Volume, u64)> {
-    let options = AttachOptions { node: "sim".to_owned(), force: true, ..Default::default() };
+    let options = AttachOptions { node: NODE.to_owned(), force: true, ..Default::default() };
     let session = mds.attach(VOLUME, &options).await?;
     let epoch = session.epoch.0;
     shared.history.attached(epoch);
     shared.count("attachments");
+    Ok((open(mds, session).await?, epoch))
+}
+
+async fn open(mds: &MdsClient, session: Session) -> Result<Volume> {
     let options = VolumeOptions { io_deadline: Duration::from_secs(20), ..Default::default() };
-    Ok((Volume::open_with(mds.clone(), session, options).await?, epoch))
+    Ok(Volume::open_with(mds.clone(), session, options).await?)
 }
 
 /// Writes and reads until the volume fails.
@@ -194,51 +212,29 @@ async fn read(volume: &Volume, first: u64, count: u64, epoch: u64, shared: &Shar
     let history = &shared.history;
     let pending: Vec<_> =
         (first..first + count).map(|block| history.begin(Kind::Read, block, 0, epoch)).collect();
-    let data = volume.read(first * BLOCK_SIZE, (count * BLOCK_SIZE) as u32).await?;
-    let blocks = data.chunks_exact(BLOCK_SIZE as usize);
-    for ((block, bytes), op) in (first..).zip(blocks).zip(&pending) {
-        match examine(block, bytes) {
-            Ok(stamp) => history.end(op, stamp.version),
-            Err(error) => shared.violate(format!("data: {error}")),
-        }
+    let found = versions(volume, first, count, shared).await?;
+    for (op, version) in pending.iter().zip(found) {
+        version.into_iter().for_each(|version| history.end(op, version));
     }
     shared.count("reads");
     Ok(())
 }
 
-/// Has every copyset scrubbed. Its replicas must be equal at one index of their log, and no block
-/// be lost: the damaged ones have whole copies.
-async fn compare(mds: &MdsClient, shared: &Shared) -> Result<()> {
-    let copysets = mds.start_scrub(None).await?;
-    loop {
-        let scrubs = mds.scrubs(None).await?.copysets;
-        if scrubs.iter().all(|scrub| !scrub.requested && scrub.running.is_none()) {
-            ensure!(scrubs.len() == copysets.len(), "{} copysets scrubbed", scrubs.len());
-            for scrub in &scrubs {
-                let last = scrub.last.as_ref().context("a scrub that never ended")?;
-                let alike = last.comparison() == Comparison::Alike;
-                let reports = last.replicas.iter().filter_map(|replica| replica.report);
-                if !alike || reports.map(|report| report.lost + report.unrepaired).sum::<u64>() > 0
-                {
-                    shared.violate(format!("equal replicas: {scrub:?}"));
-                }
-                shared.count("copysets compared");
-            }
-            return Ok(());
+/// Reads blocks; none in the place of one that is torn or another's.
+async fn versions(
+    volume: &Volume,
+    first: u64,
+    count: u64,
+    shared: &Shared,
+) -> Result<Vec<Option<u64>>> {
+    let data = volume.read(first * BLOCK_SIZE, (count * BLOCK_SIZE) as u32).await?;
+    let blocks = (first..).zip(data.chunks_exact(BLOCK_SIZE as usize));
+    let version = |(block, bytes)| match examine(block, bytes) {
+        Ok(stamp) => Some(stamp.version),
+        Err(error) => {
+            shared.violate(format!("data: {error}"));
+            None
         }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Reads every block that was ever used, once.
-async fn read_all(mds: &MdsClient, shared: &Shared) -> Result<()> {
-    let (volume, epoch) = attach(mds, shared).await?;
-    for chunk in 0..CHUNKS {
-        let first = chunk * (CHUNK_SIZE / BLOCK_SIZE);
-        read(&volume, first, BLOCKS, epoch, shared).await.context("last read")?;
-    }
-    let status = mds.status().await?;
-    let is_whole = status.copysets_degraded == 0 && status.copysets_unavailable == 0;
-    ensure!(status.copysets_whole > 0 && is_whole, "not whole: {:?}", status.messages);
-    Ok(())
+    };
+    Ok(blocks.map(version).collect())
 }
