@@ -37,6 +37,15 @@ pub struct Attachment {
     pub since: Moment,
 }
 
+/// The volume has had this size, at one moment between the two.
+#[derive(Clone, Copy, Hash, Debug)]
+pub struct Sight {
+    pub asked: Moment,
+    pub told: Moment,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// A snapshot of the volume, of one moment between the two.
 #[derive(Clone, Hash, Default, Debug)]
 pub struct Snapshot {
@@ -53,6 +62,7 @@ struct Inner {
     versions: Cell<u64>,
     attachments: RefCell<Vec<Attachment>>,
     ops: RefCell<Vec<Op>>,
+    sights: RefCell<Vec<Sight>>,
     /// By name.
     snapshots: RefCell<BTreeMap<String, Snapshot>>,
 }
@@ -65,7 +75,7 @@ pub struct History(Rc<Inner>);
 pub struct Pending(usize);
 
 impl History {
-    fn now(&self) -> Moment {
+    pub fn now(&self) -> Moment {
         self.0.clock.set(self.0.clock.get() + 1);
         self.0.clock.get()
     }
@@ -96,9 +106,26 @@ impl History {
         (op.version, op.ended) = (version, ended);
     }
 
-    pub fn begin_snapshot(&self, name: &str) {
-        let snapshot = Snapshot { begun: self.now(), ..Snapshot::default() };
+    /// The volume was resized to this size, or found to have it, since `asked`.
+    pub fn sized(&self, asked: Moment, size: u64) {
+        let told = self.now();
+        self.0.sights.borrow_mut().push(Sight { asked, told, size });
+    }
+
+    /// Bytes that the volume is known to have.
+    pub fn size(&self) -> u64 {
+        self.0.sights.borrow().iter().map(|sight| sight.size).max().unwrap_or(0)
+    }
+
+    pub fn sights(&self) -> Vec<Sight> {
+        self.0.sights.borrow().clone()
+    }
+
+    pub fn begin_snapshot(&self, name: &str) -> Moment {
+        let begun = self.now();
+        let snapshot = Snapshot { begun, ..Snapshot::default() };
         self.0.snapshots.borrow_mut().insert(name.to_owned(), snapshot);
+        begun
     }
 
     /// The snapshot is there; false if nobody began it.
@@ -133,6 +160,7 @@ impl History {
         let mut hasher = DefaultHasher::new();
         self.0.ops.borrow().hash(&mut hasher);
         self.0.attachments.borrow().hash(&mut hasher);
+        self.0.sights.borrow().hash(&mut hasher);
         self.0.snapshots.borrow().hash(&mut hasher);
         hasher.finish()
     }

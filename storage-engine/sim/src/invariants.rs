@@ -3,6 +3,7 @@
 mod fencing;
 mod linearizability;
 mod promises;
+mod size;
 mod snapshots;
 
 use crate::history::History;
@@ -16,6 +17,7 @@ pub fn violations(history: &History, promises: &Promises) -> Vec<String> {
     ops.extend(snapshots.values().flat_map(|snapshot| snapshot.reads()));
     found.extend(fencing::violations(&ops, &attachments));
     found.extend(linearizability::violations(&ops, &attachments));
+    found.extend(size::violations(&history.sights()));
     found.extend(promises.violations());
     found
 }

@@ -1,7 +1,8 @@
 //! Clients that write and read one volume, each fencing the one before it. The first of them also
-//! takes snapshots, and in the end reads, compares and deletes everything.
+//! takes snapshots, makes the volume larger, and in the end reads, compares and deletes everything.
 
 mod ending;
+mod resizes;
 mod snapshots;
 
 use std::cell::RefCell;
@@ -24,9 +25,10 @@ use crate::history::{History, Kind};
 const POOL: &str = "default";
 const VOLUME: &str = "volume";
 const NODE: &str = "sim";
-/// Chunks of the volume, which lie in different copysets, and blocks used in each: few, so that
-/// operations meet.
+/// Chunks of the volume, which lie in different copysets, at first and at most, and blocks used in
+/// each: few, so that operations meet.
 const CHUNKS: u64 = 3;
+const CHUNKS_MAX: u64 = 5;
 const BLOCKS: u64 = 6;
 /// Operations of one client under way at once.
 const WORKERS: usize = 3;
@@ -34,7 +36,7 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// What clients do besides writes and reads, as it is counted.
 pub fn kinds() -> impl Iterator<Item = &'static str> {
-    snapshots::KINDS.into_iter()
+    snapshots::KINDS.into_iter().chain(resizes::KINDS)
 }
 
 /// What all clients share.
@@ -69,6 +71,11 @@ impl Shared {
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let inner = self.inner.borrow();
         inner.counters.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect()
+    }
+
+    /// Chunks that the volume is known to have.
+    fn chunks(&self) -> u64 {
+        self.history.size() / CHUNK_SIZE
     }
 
     pub fn has_written(&self) -> bool {
@@ -134,11 +141,14 @@ pub async fn run(number: u64, seed: u64, mds: MdsClient, shared: Shared) -> Resu
         return Ok(());
     }
     if !shared.is_made() {
+        let asked = shared.history.now();
         insist("make the volume", async || make(&mds).await).await;
+        shared.history.sized(asked, CHUNKS * CHUNK_SIZE);
         shared.inner.borrow_mut().is_made = true;
     }
     let snapshots = snapshots::run(StdRng::from_rng(&mut rng), &mds, &shared);
-    tokio::join!(use_volume(rng, &mds, &shared), snapshots);
+    let resizes = resizes::run(StdRng::from_rng(&mut rng), &mds, &shared);
+    tokio::join!(use_volume(rng, &mds, &shared), snapshots, resizes);
     ending::run(&mds, &shared).await;
     shared.inner.borrow_mut().finished = true;
     Ok(())
@@ -162,7 +172,9 @@ async fn use_volume(mut rng: StdRng, mds: &MdsClient, shared: &Shared) {
 
 async fn attach(mds: &MdsClient, shared: &Shared) -> Result<(Volume, u64)> {
     let options = AttachOptions { node: NODE.to_owned(), force: true, ..Default::default() };
+    let asked = shared.history.now();
     let session = mds.attach(VOLUME, &options).await?;
+    shared.history.sized(asked, session.size);
     let epoch = session.epoch.0;
     shared.history.attached(epoch);
     shared.count("attachments");
@@ -178,14 +190,24 @@ async fn open(mds: &MdsClient, session: Session) -> Result<Volume> {
 async fn work(seed: u64, volume: &Volume, epoch: u64, shared: &Shared) {
     let mut rng = StdRng::seed_from_u64(seed);
     while !shared.is_stopping() {
-        let chunk = rng.random_range(0..CHUNKS);
+        let chunk = rng.random_range(0..shared.chunks());
         let first = rng.random_range(0..BLOCKS);
         let count = rng.random_range(1..=(BLOCKS - first).min(3));
         let first = chunk * (CHUNK_SIZE / BLOCK_SIZE) + first;
-        let done = match rng.random_bool(0.6) {
-            true => write(volume, first, count, epoch, shared).await,
-            false => read(volume, first, count, epoch, shared).await,
+        let is_write = rng.random_bool(0.6);
+        let done = async {
+            if volume.size() <= chunk * CHUNK_SIZE {
+                resizes::learn(volume, shared).await?;
+            }
+            match is_write {
+                true => write(volume, first, count, epoch, shared).await,
+                false => read(volume, first, count, epoch, shared).await,
+            }
         };
+        let done = done.await;
+        if is_write && done.is_ok() && chunk >= CHUNKS {
+            shared.count("writes behind the old end");
+        }
         if let Err(error) = done {
             tracing::debug!(%error, epoch, "an operation failed");
             shared.count("failed operations");

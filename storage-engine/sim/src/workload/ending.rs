@@ -6,7 +6,7 @@ use curve_client::MdsClient;
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE};
 use curve_wire::proto::Comparison;
 
-use super::{BLOCKS, CHUNKS, RETRY, Shared, attach, insist, read, snapshots};
+use super::{BLOCKS, RETRY, Shared, attach, insist, read, snapshots};
 
 pub async fn run(mds: &MdsClient, shared: &Shared) {
     insist("read everything", async || read_all(mds, shared).await).await;
@@ -18,7 +18,7 @@ pub async fn run(mds: &MdsClient, shared: &Shared) {
 /// Reads every block that was ever used, once.
 async fn read_all(mds: &MdsClient, shared: &Shared) -> Result<()> {
     let (volume, epoch) = attach(mds, shared).await?;
-    for chunk in 0..CHUNKS {
+    for chunk in 0..shared.chunks() {
         let first = chunk * (CHUNK_SIZE / BLOCK_SIZE);
         read(&volume, first, BLOCKS, epoch, shared).await.context("last read")?;
     }

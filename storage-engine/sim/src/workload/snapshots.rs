@@ -34,9 +34,10 @@ pub async fn run(mut rng: StdRng, mds: &MdsClient, shared: &Shared) {
 async fn one(rng: &mut StdRng, mds: &MdsClient, shared: &Shared) -> Result<()> {
     let number = shared.history.next_version().to_string();
     let name = format!("{VOLUME}@{number}");
-    shared.history.begin_snapshot(&name);
-    mds.create_snapshots([(VOLUME.into(), number.clone())]).await?;
+    let begun = shared.history.begin_snapshot(&name);
+    let taken = mds.create_snapshots([(VOLUME.into(), number.clone())]).await?;
     shared.history.end_snapshot(&name);
+    taken.iter().for_each(|snapshot| shared.history.sized(begun, snapshot.size));
     shared.count("snapshots taken");
     tokio::time::sleep(Duration::from_millis(rng.random_range(0..1500))).await;
     match rng.random_range(0..4) {
