@@ -10,7 +10,7 @@ use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng};
 use turmoil::Sim;
 
-use crate::cluster::{CHUNKSERVERS, Files, MDS};
+use crate::cluster::{CHUNKSERVERS, Files, servers};
 use crate::invariants::Promises;
 use crate::machine::Devices;
 use crate::workload::Shared;
@@ -60,10 +60,6 @@ pub struct Faults<'a> {
     /// The one device whose blocks rot: two bad copies of three are a loss that nobody promised to
     /// survive.
     rotten: &'static str,
-}
-
-fn servers() -> impl Iterator<Item = &'static str> {
-    MDS.into_iter().chain(CHUNKSERVERS)
 }
 
 fn everyone() -> impl Iterator<Item = &'static str> {

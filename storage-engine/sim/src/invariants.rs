@@ -5,9 +5,11 @@ mod linearizability;
 mod promises;
 mod size;
 mod snapshots;
+mod space;
 
 use crate::history::History;
 pub use crate::invariants::promises::Promises;
+pub use crate::invariants::space::violations as unaccounted;
 
 /// Everything that does not hold.
 pub fn violations(history: &History, promises: &Promises) -> Vec<String> {
