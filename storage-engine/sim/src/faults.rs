@@ -21,13 +21,14 @@ pub const CLIENTS: [&str; 2] = ["client-0", "client-1"];
 const POWER_LOST_AT_A_VOTE: &str = "power lost at a vote";
 
 /// What is chosen from.
-const DRAWN: [&str; 10] = [
+const DRAWN: [&str; 11] = [
     "process killed",
     "power lost",
     "power of all lost",
     "client killed",
     "messages delayed",
     "messages lost",
+    "answers lost",
     "slow disk",
     "write error",
     "bit rot",
@@ -189,19 +190,26 @@ impl<'a> Faults<'a> {
         self.kill(sim, name, start);
     }
 
-    /// What is sent, in one direction or both, is lost until `heal`; connections that this leaves
-    /// with a gap end, as the kernel has them end.
-    fn lose_messages(&mut self, sim: &mut Sim<'_>, one: &'static str, now: Duration) {
+    /// What `one` sends, and what it is sent unless `one_way`, is lost until `heal`. Connections of
+    /// which something was lost end, as the kernel has them end.
+    fn lose_messages(
+        &mut self,
+        sim: &mut Sim<'_>,
+        one: &'static str,
+        one_way: bool,
+        now: Duration,
+        heal: Duration,
+    ) {
         let others = self.some_others(one);
-        let heal = now + SILENCE_MAX + self.after(0..7000);
-        let one_way = self.rng.random_bool(0.3);
         for other in &others {
             match one_way {
                 true => sim.partition_oneway(one, *other),
                 false => sim.partition(one, *other),
             }
         }
-        self.mends.push((now + SILENCE_MAX, Mend::TimeOut(one, others.clone())));
+        if heal > now + SILENCE_MAX {
+            self.mends.push((now + SILENCE_MAX, Mend::TimeOut(one, others.clone())));
+        }
         self.mends.push((heal, Mend::Reconnect(one, others)));
     }
 
@@ -243,7 +251,17 @@ impl<'a> Faults<'a> {
                 }
                 self.mends.push((heal, Mend::Deliver(server, others)));
             }
-            "messages lost" => self.lose_messages(sim, server, now),
+            "messages lost" => {
+                let heal = now + SILENCE_MAX + self.after(0..7000);
+                let one_way = self.rng.random_bool(0.3);
+                self.lose_messages(sim, server, one_way, now, heal);
+            }
+            // What was asked arrives and is carried out, but whoever asked hears nothing until the
+            // connection ends, and asks again over another one.
+            "answers lost" => {
+                let heal = now + self.after(20..400);
+                self.lose_messages(sim, server, true, now, heal);
+            }
             "slow disk" => {
                 let latency = self.after(20..400);
                 self.devices.set_latency(&self.files.device(server), latency);
