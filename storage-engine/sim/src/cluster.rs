@@ -18,6 +18,10 @@ use crate::workload::Shared;
 pub const MDS: [&str; 3] = ["mds-0", "mds-1", "mds-2"];
 pub const CHUNKSERVERS: [&str; 4] = ["cs-0", "cs-1", "cs-2", "cs-3"];
 
+pub fn servers() -> impl Iterator<Item = &'static str> {
+    MDS.into_iter().chain(CHUNKSERVERS)
+}
+
 const GRPC: u16 = 9000;
 const RAFT: u16 = 9001;
 const DATA: u16 = 9002;

@@ -10,7 +10,7 @@ use rand::seq::{IndexedRandom, IteratorRandom};
 use rand::{Rng, SeedableRng};
 use turmoil::Sim;
 
-use crate::cluster::{CHUNKSERVERS, Files, MDS};
+use crate::cluster::{CHUNKSERVERS, Files, servers};
 use crate::invariants::Promises;
 use crate::machine::Devices;
 use crate::workload::Shared;
@@ -18,20 +18,27 @@ use crate::{network, os};
 
 pub const CLIENTS: [&str; 2] = ["client-0", "client-1"];
 
-/// Every kind of fault, as it is counted.
-pub const KINDS: [&str; 11] = [
+const POWER_LOST_AT_A_VOTE: &str = "power lost at a vote";
+
+/// What is chosen from.
+const DRAWN: [&str; 11] = [
     "process killed",
     "power lost",
     "power of all lost",
-    "power lost at a vote",
     "client killed",
     "messages delayed",
     "messages lost",
+    "answers lost",
     "slow disk",
     "write error",
     "bit rot",
     "wall clock jumped",
 ];
+
+/// Every kind of fault, as it is counted.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    DRAWN.into_iter().chain([POWER_LOST_AT_A_VOTE])
+}
 
 /// Ends a fault.
 enum Mend {
@@ -54,10 +61,6 @@ pub struct Faults<'a> {
     /// The one device whose blocks rot: two bad copies of three are a loss that nobody promised to
     /// survive.
     rotten: &'static str,
-}
-
-fn servers() -> impl Iterator<Item = &'static str> {
-    MDS.into_iter().chain(CHUNKSERVERS)
 }
 
 fn everyone() -> impl Iterator<Item = &'static str> {
@@ -111,8 +114,8 @@ impl<'a> Faults<'a> {
         let is_its = |name: &&str| self.device_id(name) == Some(voter);
         if let Some(name) = servers().find(|name| sim.is_host_running(*name) && is_its(name)) {
             self.lose_power(sim, name, now);
-            self.shared.count("power lost at a vote");
-            tracing::info!(server = name, "fault: power lost at a vote");
+            self.shared.count(POWER_LOST_AT_A_VOTE);
+            tracing::info!(kind = POWER_LOST_AT_A_VOTE, server = name, "fault");
         }
     }
 
@@ -187,20 +190,31 @@ impl<'a> Faults<'a> {
         self.kill(sim, name, start);
     }
 
-    /// Plans the end of a partition that has begun now.
-    fn reconnect(
+    /// What `one` sends, and what it is sent unless `one_way`, is lost until `heal`. Connections of
+    /// which something was lost end, as the kernel has them end.
+    fn lose_messages(
         &mut self,
+        sim: &mut Sim<'_>,
         one: &'static str,
-        others: Vec<&'static str>,
+        one_way: bool,
         now: Duration,
         heal: Duration,
     ) {
-        self.mends.push((now + SILENCE_MAX, Mend::TimeOut(one, others.clone())));
+        let others = self.some_others(one);
+        for other in &others {
+            match one_way {
+                true => sim.partition_oneway(one, *other),
+                false => sim.partition(one, *other),
+            }
+        }
+        if heal > now + SILENCE_MAX {
+            self.mends.push((now + SILENCE_MAX, Mend::TimeOut(one, others.clone())));
+        }
         self.mends.push((heal, Mend::Reconnect(one, others)));
     }
 
     fn inject(&mut self, sim: &mut Sim<'_>, now: Duration) {
-        let kind = KINDS[self.rng.random_range(0..KINDS.len())];
+        let kind = DRAWN[self.rng.random_range(0..DRAWN.len())];
         let Some(server) =
             servers().filter(|name| sim.is_host_running(*name)).choose(&mut self.rng)
         else {
@@ -238,16 +252,15 @@ impl<'a> Faults<'a> {
                 self.mends.push((heal, Mend::Deliver(server, others)));
             }
             "messages lost" => {
-                let others = self.some_others(server);
                 let heal = now + SILENCE_MAX + self.after(0..7000);
                 let one_way = self.rng.random_bool(0.3);
-                for other in &others {
-                    match one_way {
-                        true => sim.partition_oneway(server, *other),
-                        false => sim.partition(server, *other),
-                    }
-                }
-                self.reconnect(server, others, now, heal);
+                self.lose_messages(sim, server, one_way, now, heal);
+            }
+            // What was asked arrives and is carried out, but whoever asked hears nothing until the
+            // connection ends, and asks again over another one.
+            "answers lost" => {
+                let heal = now + self.after(20..400);
+                self.lose_messages(sim, server, true, now, heal);
             }
             "slow disk" => {
                 let latency = self.after(20..400);

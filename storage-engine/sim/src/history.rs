@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
 
@@ -36,12 +37,34 @@ pub struct Attachment {
     pub since: Moment,
 }
 
+/// The volume has had this size, at one moment between the two.
+#[derive(Clone, Copy, Hash, Debug)]
+pub struct Sight {
+    pub asked: Moment,
+    pub told: Moment,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A snapshot of the volume, of one moment between the two.
+#[derive(Clone, Hash, Default, Debug)]
+pub struct Snapshot {
+    pub begun: Moment,
+    /// None if its outcome is unknown and it was not found yet.
+    pub ended: Option<Moment>,
+    /// Blocks and their versions, as often as it was read.
+    pub found: BTreeSet<(u64, u64)>,
+}
+
 #[derive(Default)]
 struct Inner {
     clock: Cell<Moment>,
     versions: Cell<u64>,
     attachments: RefCell<Vec<Attachment>>,
     ops: RefCell<Vec<Op>>,
+    sights: RefCell<Vec<Sight>>,
+    /// By name.
+    snapshots: RefCell<BTreeMap<String, Snapshot>>,
 }
 
 /// Shared by all clients of one simulation.
@@ -52,7 +75,7 @@ pub struct History(Rc<Inner>);
 pub struct Pending(usize);
 
 impl History {
-    fn now(&self) -> Moment {
+    pub fn now(&self) -> Moment {
         self.0.clock.set(self.0.clock.get() + 1);
         self.0.clock.get()
     }
@@ -83,6 +106,47 @@ impl History {
         (op.version, op.ended) = (version, ended);
     }
 
+    /// The volume was resized to this size, or found to have it, since `asked`.
+    pub fn sized(&self, asked: Moment, size: u64) {
+        let told = self.now();
+        self.0.sights.borrow_mut().push(Sight { asked, told, size });
+    }
+
+    /// Bytes that the volume is known to have.
+    pub fn size(&self) -> u64 {
+        self.0.sights.borrow().iter().map(|sight| sight.size).max().unwrap_or(0)
+    }
+
+    pub fn sights(&self) -> Vec<Sight> {
+        self.0.sights.borrow().clone()
+    }
+
+    pub fn begin_snapshot(&self, name: &str) -> Moment {
+        let begun = self.now();
+        let snapshot = Snapshot { begun, ..Snapshot::default() };
+        self.0.snapshots.borrow_mut().insert(name.to_owned(), snapshot);
+        begun
+    }
+
+    /// The snapshot is there; false if nobody began it.
+    pub fn end_snapshot(&self, name: &str) -> bool {
+        let now = self.now();
+        let mut snapshots = self.0.snapshots.borrow_mut();
+        let begun = snapshots.get_mut(name);
+        begun.map(|snapshot| snapshot.ended.get_or_insert(now)).is_some()
+    }
+
+    /// What shows the snapshot has this version of a block.
+    pub fn found_in(&self, snapshot: &str, block: u64, version: u64) {
+        if let Some(snapshot) = self.0.snapshots.borrow_mut().get_mut(snapshot) {
+            snapshot.found.insert((block, version));
+        }
+    }
+
+    pub fn snapshots(&self) -> BTreeMap<String, Snapshot> {
+        self.0.snapshots.borrow().clone()
+    }
+
     pub fn ops(&self) -> Vec<Op> {
         self.0.ops.borrow().clone()
     }
@@ -96,6 +160,8 @@ impl History {
         let mut hasher = DefaultHasher::new();
         self.0.ops.borrow().hash(&mut hasher);
         self.0.attachments.borrow().hash(&mut hasher);
+        self.0.sights.borrow().hash(&mut hasher);
+        self.0.snapshots.borrow().hash(&mut hasher);
         hasher.finish()
     }
 }

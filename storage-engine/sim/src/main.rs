@@ -25,7 +25,7 @@ use curve_types::planted::{self, Bug};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-use crate::cluster::Files;
+use crate::cluster::{Files, servers};
 use crate::faults::{CLIENTS, Faults};
 use crate::invariants::Promises;
 use crate::machine::Devices;
@@ -39,6 +39,11 @@ const FORMED_WITHIN: Duration = Duration::from_secs(60);
 const FAULTS_FOR: Duration = Duration::from_secs(25);
 /// Once nothing is broken any more, everything must work after so long.
 const HEALED_WITHIN: Duration = Duration::from_secs(180);
+/// Of what was deleted then, nothing may be left after so long.
+const DRAINED_WITHIN: Duration = Duration::from_secs(30);
+const ACCOUNTED: &str = "devices accounted for";
+/// Of real time: a seed takes seconds, and a few times as many on a machine that is busy.
+const STUCK_AFTER: Duration = Duration::from_secs(300);
 
 /// A task that panics takes nothing else with it, so it has to be counted.
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -85,6 +90,11 @@ fn main() -> Result<ExitCode> {
         .with_ansi(false)
         .init();
     let dir = tempfile::tempdir()?;
+    std::thread::spawn(|| {
+        std::thread::sleep(STUCK_AFTER);
+        eprintln!("stuck: not done after {STUCK_AFTER:?}");
+        std::process::exit(1);
+    });
     os::begin(seed);
     let report_panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -106,7 +116,7 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
     let promises = Promises::default();
     curve_raft::witness::observe(Box::new(promises.clone()));
     let files = Files::write(dir)?;
-    let shared = Shared::new(&faults::KINDS);
+    let shared = Shared::new(faults::kinds().chain(workload::kinds()).chain([ACCOUNTED]));
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .tick_duration(TICK)
@@ -139,7 +149,9 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
             faults.mend_due(sim, now);
             shared.is_finished()
         })?;
-        if !healed {
+        if healed {
+            violations.extend(account(&mut run, &devices, &files, &shared)?);
+        } else {
             violations.push(format!("the cluster was not whole within {HEALED_WITHIN:?}"));
         }
     } else {
@@ -158,6 +170,25 @@ fn simulate(seed: u64, dir: &std::path::Path) -> Result<Report> {
         counters: shared.counters(),
         violations,
     })
+}
+
+/// Waits until what was deleted is gone. A chunkserver that does not start any more, as damage in
+/// its log has it, is left out.
+fn account(
+    run: &mut Run<'_>,
+    devices: &Devices,
+    files: &Files,
+    shared: &Shared,
+) -> Result<Vec<String>> {
+    let usages = |sim: &mut turmoil::Sim<'_>| -> BTreeMap<_, _> {
+        let running = servers().filter(|name| sim.is_host_running(*name));
+        running.map(|name| (name, devices.usage(&files.device(name)))).collect()
+    };
+    devices.settle();
+    run.until(DRAINED_WITHIN, |sim, _| invariants::unaccounted(&usages(sim)).is_empty())?;
+    let usages = usages(&mut run.sim);
+    usages.keys().for_each(|_| shared.count(ACCOUNTED));
+    Ok(invariants::unaccounted(&usages))
 }
 
 struct Run<'a> {

@@ -1,15 +1,21 @@
-//! Clients that write and read one volume, each fencing the one before it.
+//! Clients that write and read one volume, each fencing the one before it. The first of them also
+//! takes snapshots, makes the volume larger, and in the end reads, compares and deletes everything.
+
+mod ending;
+mod resizes;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use curve_client::pattern::{examine, fill};
-use curve_client::{AttachOptions, BlockDevice, CreateVolume, MdsClient, Volume, VolumeOptions};
+use curve_client::{
+    AttachOptions, BlockDevice, CreateVolume, MdsClient, Session, Volume, VolumeOptions,
+};
 use curve_types::{BLOCK_SIZE, CHUNK_SIZE, VolumeLimits};
-use curve_wire::proto::Comparison;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -18,13 +24,20 @@ use crate::history::{History, Kind};
 /// The one that every cluster begins with.
 const POOL: &str = "default";
 const VOLUME: &str = "volume";
-/// Chunks of the volume, which lie in different copysets, and blocks used in each: few, so that
-/// operations meet.
+const NODE: &str = "sim";
+/// Chunks of the volume, which lie in different copysets, at first and at most, and blocks used in
+/// each: few, so that operations meet.
 const CHUNKS: u64 = 3;
+const CHUNKS_MAX: u64 = 5;
 const BLOCKS: u64 = 6;
 /// Operations of one client under way at once.
 const WORKERS: usize = 3;
 const RETRY: Duration = Duration::from_millis(200);
+
+/// What clients do besides writes and reads, as it is counted.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    snapshots::KINDS.into_iter().chain(resizes::KINDS)
+}
 
 /// What all clients share.
 #[derive(Clone, Default)]
@@ -45,9 +58,9 @@ struct Inner {
 
 impl Shared {
     /// Counts of `kinds` are shown even if there is nothing to count.
-    pub fn new(kinds: &[&'static str]) -> Self {
+    pub fn new(kinds: impl Iterator<Item = &'static str>) -> Self {
         let shared = Self::default();
-        shared.inner.borrow_mut().counters = kinds.iter().map(|kind| (*kind, 0)).collect();
+        shared.inner.borrow_mut().counters = kinds.map(|kind| (kind, 0)).collect();
         shared
     }
 
@@ -58,6 +71,11 @@ impl Shared {
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let inner = self.inner.borrow();
         inner.counters.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect()
+    }
+
+    /// Chunks that the volume is known to have.
+    fn chunks(&self) -> u64 {
+        self.history.size() / CHUNK_SIZE
     }
 
     pub fn has_written(&self) -> bool {
@@ -91,7 +109,14 @@ impl Shared {
     }
 }
 
-/// Makes the volume; repeated until it succeeds.
+/// Repeats what is given until it succeeds.
+async fn insist(step: &str, what: impl AsyncFn() -> Result<()>) {
+    while let Err(error) = what().await {
+        tracing::debug!(%error, step, "not yet");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
 async fn make(mds: &MdsClient) -> Result<()> {
     let volume = CreateVolume {
         name: VOLUME.to_owned(),
@@ -108,66 +133,81 @@ async fn make(mds: &MdsClient) -> Result<()> {
 pub async fn run(number: u64, seed: u64, mds: MdsClient, shared: Shared) -> Result<()> {
     // A client that starts again goes on with other choices.
     let mut rng = StdRng::seed_from_u64(seed ^ (number << 32) ^ shared.history.next_version());
-    while !shared.is_made() && number == 0 {
-        match make(&mds).await {
-            Ok(()) => shared.inner.borrow_mut().is_made = true,
-            Err(error) => {
-                tracing::debug!(%error, "nothing made yet");
-                tokio::time::sleep(RETRY).await;
-            }
+    if number > 0 {
+        while !shared.is_made() {
+            tokio::time::sleep(RETRY).await;
         }
+        use_volume(rng, &mds, &shared).await;
+        return Ok(());
     }
-    while !shared.is_made() {
-        tokio::time::sleep(RETRY).await;
+    if !shared.is_made() {
+        let asked = shared.history.now();
+        insist("make the volume", async || make(&mds).await).await;
+        shared.history.sized(asked, CHUNKS * CHUNK_SIZE);
+        shared.inner.borrow_mut().is_made = true;
     }
+    let snapshots = snapshots::run(StdRng::from_rng(&mut rng), &mds, &shared);
+    let resizes = resizes::run(StdRng::from_rng(&mut rng), &mds, &shared);
+    tokio::join!(use_volume(rng, &mds, &shared), snapshots, resizes);
+    ending::run(&mds, &shared).await;
+    shared.inner.borrow_mut().finished = true;
+    Ok(())
+}
+
+/// Attaches the volume again and again.
+async fn use_volume(mut rng: StdRng, mds: &MdsClient, shared: &Shared) {
     while !shared.is_stopping() {
         let time = Duration::from_millis(rng.random_range(500..6000));
-        match attach(&mds, &shared).await {
+        match attach(mds, shared).await {
             Ok((volume, epoch)) => {
                 let seeds: Vec<u64> = (0..WORKERS).map(|_| rng.random()).collect();
-                let workers = seeds.into_iter().map(|seed| work(seed, &volume, epoch, &shared));
+                let workers = seeds.into_iter().map(|seed| work(seed, &volume, epoch, shared));
                 let _ = tokio::time::timeout(time, futures::future::join_all(workers)).await;
             }
             Err(error) => tracing::debug!(%error, "not attached"),
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..1500))).await;
     }
-    if number == 0 {
-        while let Err(error) = read_all(&mds, &shared).await {
-            tracing::debug!(%error, "not all read yet");
-            tokio::time::sleep(RETRY).await;
-        }
-        while let Err(error) = compare(&mds, &shared).await {
-            tracing::debug!(%error, "not all scrubbed yet");
-            tokio::time::sleep(RETRY).await;
-        }
-        shared.inner.borrow_mut().finished = true;
-    }
-    Ok(())
 }
 
 async fn attach(mds: &MdsClient, shared: &Shared) -> Result<(Volume, u64)> {
-    let options = AttachOptions { node: "sim".to_owned(), force: true, ..Default::default() };
+    let options = AttachOptions { node: NODE.to_owned(), force: true, ..Default::default() };
+    let asked = shared.history.now();
     let session = mds.attach(VOLUME, &options).await?;
+    shared.history.sized(asked, session.size);
     let epoch = session.epoch.0;
     shared.history.attached(epoch);
     shared.count("attachments");
+    Ok((open(mds, session).await?, epoch))
+}
+
+async fn open(mds: &MdsClient, session: Session) -> Result<Volume> {
     let options = VolumeOptions { io_deadline: Duration::from_secs(20), ..Default::default() };
-    Ok((Volume::open_with(mds.clone(), session, options).await?, epoch))
+    Ok(Volume::open_with(mds.clone(), session, options).await?)
 }
 
 /// Writes and reads until the volume fails.
 async fn work(seed: u64, volume: &Volume, epoch: u64, shared: &Shared) {
     let mut rng = StdRng::seed_from_u64(seed);
     while !shared.is_stopping() {
-        let chunk = rng.random_range(0..CHUNKS);
+        let chunk = rng.random_range(0..shared.chunks());
         let first = rng.random_range(0..BLOCKS);
         let count = rng.random_range(1..=(BLOCKS - first).min(3));
         let first = chunk * (CHUNK_SIZE / BLOCK_SIZE) + first;
-        let done = match rng.random_bool(0.6) {
-            true => write(volume, first, count, epoch, shared).await,
-            false => read(volume, first, count, epoch, shared).await,
+        let is_write = rng.random_bool(0.6);
+        let done = async {
+            if volume.size() <= chunk * CHUNK_SIZE {
+                resizes::learn(volume, shared).await?;
+            }
+            match is_write {
+                true => write(volume, first, count, epoch, shared).await,
+                false => read(volume, first, count, epoch, shared).await,
+            }
         };
+        let done = done.await;
+        if is_write && done.is_ok() && chunk >= CHUNKS {
+            shared.count("writes behind the old end");
+        }
         if let Err(error) = done {
             tracing::debug!(%error, epoch, "an operation failed");
             shared.count("failed operations");
@@ -194,51 +234,29 @@ async fn read(volume: &Volume, first: u64, count: u64, epoch: u64, shared: &Shar
     let history = &shared.history;
     let pending: Vec<_> =
         (first..first + count).map(|block| history.begin(Kind::Read, block, 0, epoch)).collect();
-    let data = volume.read(first * BLOCK_SIZE, (count * BLOCK_SIZE) as u32).await?;
-    let blocks = data.chunks_exact(BLOCK_SIZE as usize);
-    for ((block, bytes), op) in (first..).zip(blocks).zip(&pending) {
-        match examine(block, bytes) {
-            Ok(stamp) => history.end(op, stamp.version),
-            Err(error) => shared.violate(format!("data: {error}")),
-        }
+    let found = versions(volume, first, count, shared).await?;
+    for (op, version) in pending.iter().zip(found) {
+        version.into_iter().for_each(|version| history.end(op, version));
     }
     shared.count("reads");
     Ok(())
 }
 
-/// Has every copyset scrubbed. Its replicas must be equal at one index of their log, and no block
-/// be lost: the damaged ones have whole copies.
-async fn compare(mds: &MdsClient, shared: &Shared) -> Result<()> {
-    let copysets = mds.start_scrub(None).await?;
-    loop {
-        let scrubs = mds.scrubs(None).await?.copysets;
-        if scrubs.iter().all(|scrub| !scrub.requested && scrub.running.is_none()) {
-            ensure!(scrubs.len() == copysets.len(), "{} copysets scrubbed", scrubs.len());
-            for scrub in &scrubs {
-                let last = scrub.last.as_ref().context("a scrub that never ended")?;
-                let alike = last.comparison() == Comparison::Alike;
-                let reports = last.replicas.iter().filter_map(|replica| replica.report);
-                if !alike || reports.map(|report| report.lost + report.unrepaired).sum::<u64>() > 0
-                {
-                    shared.violate(format!("equal replicas: {scrub:?}"));
-                }
-                shared.count("copysets compared");
-            }
-            return Ok(());
+/// Reads blocks; none in the place of one that is torn or another's.
+async fn versions(
+    volume: &Volume,
+    first: u64,
+    count: u64,
+    shared: &Shared,
+) -> Result<Vec<Option<u64>>> {
+    let data = volume.read(first * BLOCK_SIZE, (count * BLOCK_SIZE) as u32).await?;
+    let blocks = (first..).zip(data.chunks_exact(BLOCK_SIZE as usize));
+    let version = |(block, bytes)| match examine(block, bytes) {
+        Ok(stamp) => Some(stamp.version),
+        Err(error) => {
+            shared.violate(format!("data: {error}"));
+            None
         }
-        tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// Reads every block that was ever used, once.
-async fn read_all(mds: &MdsClient, shared: &Shared) -> Result<()> {
-    let (volume, epoch) = attach(mds, shared).await?;
-    for chunk in 0..CHUNKS {
-        let first = chunk * (CHUNK_SIZE / BLOCK_SIZE);
-        read(&volume, first, BLOCKS, epoch, shared).await.context("last read")?;
-    }
-    let status = mds.status().await?;
-    let is_whole = status.copysets_degraded == 0 && status.copysets_unavailable == 0;
-    ensure!(status.copysets_whole > 0 && is_whole, "not whole: {:?}", status.messages);
-    Ok(())
+    };
+    Ok(blocks.map(version).collect())
 }

@@ -7,7 +7,14 @@ use curve_types::planted::Bug;
 const SEEDS: u64 = 12;
 /// What a violation may say: an invariant, or that a device does not have what its own marks say
 /// was acknowledged. That a cluster is slow, or a task panics, finds nothing.
-const FINDINGS: [&str; 4] = ["linearizability: ", "fencing: ", "promises: ", "it was acknowledged"];
+const FINDINGS: [&str; 6] = [
+    "linearizability: ",
+    "fencing: ",
+    "promises: ",
+    "snapshots: ",
+    "space: ",
+    "it was acknowledged",
+];
 
 /// The report of one seed.
 fn run(seed: u64, bug: Option<&str>) -> String {

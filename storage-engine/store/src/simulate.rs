@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::core::Core;
 use crate::upkeep::UpkeepThread;
 use crate::wal::writer::Writer;
-use crate::{Disk, FileDisk};
+use crate::{Disk, FileDisk, Usage};
 
 /// Tells that a store has something to do.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -56,6 +56,15 @@ impl Steps {
             loops.with(&loops.writer, Writer::mark);
         }
         Some(core.options.idle_mark_after)
+    }
+
+    /// Writes a checkpoint, which frees what is superseded, and says what blocks are used for then.
+    /// None once the store is closed.
+    pub fn settle(&self) -> Option<Usage> {
+        let core = self.0.upgrade()?;
+        core.upkeep.request_checkpoint();
+        core.serve();
+        Some(core.usage())
     }
 }
 

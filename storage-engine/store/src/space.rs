@@ -216,7 +216,7 @@ impl Space {
 
     /// Notes when the blocks became unused.
     fn queue(&self, blocks: Vec<u32>) {
-        if blocks.is_empty() {
+        if blocks.is_empty() || planted::has(Bug::LeakBlocks) {
             return;
         }
         if planted::has(Bug::ReuseBlockBeforeCheckpoint) {

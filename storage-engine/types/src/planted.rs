@@ -14,15 +14,21 @@ pub enum Bug {
     TruncateAcknowledged,
     /// A copyset carries out the writes of an attachment that was fenced.
     IgnoreEpoch,
+    /// A copyset answers that it has taken a snapshot, and has kept nothing.
+    EmptySnapshot,
+    /// The store never frees what was superseded or deleted.
+    LeakBlocks,
 }
 
 impl Bug {
-    pub const ALL: [(&str, Self); 5] = [
+    pub const ALL: [(&str, Self); 7] = [
         ("acknowledge-before-sync", Self::AcknowledgeBeforeSync),
         ("skip-vote-sync", Self::SkipVoteSync),
         ("reuse-block-before-checkpoint", Self::ReuseBlockBeforeCheckpoint),
         ("truncate-acknowledged", Self::TruncateAcknowledged),
         ("ignore-epoch", Self::IgnoreEpoch),
+        ("empty-snapshot", Self::EmptySnapshot),
+        ("leak-blocks", Self::LeakBlocks),
     ];
 }
 
