@@ -55,8 +55,8 @@ impl Admission {
         has_tables(&self.store.usage(), SNAPSHOT_SIXTEENTHS)
     }
 
-    /// None if this device or that of another voter is full. Every block counts as new: a write over existing data needs a
-    /// fresh block too, until the old one is released.
+    /// None if this device or that of another voter is full. Every block counts as new: a write over
+    /// existing data needs a fresh block too, until the old one is released.
     pub fn admit(&self, copyset: CopysetId, range: &ChunkRange) -> Option<Promise> {
         if self.full.read().unwrap_or_else(PoisonError::into_inner).contains(&copyset) {
             return None;
