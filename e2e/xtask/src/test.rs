@@ -23,8 +23,8 @@ use crate::up;
 const E2E_NODES: u8 = 3;
 /// Of each fuzz target: finds what is easy to find; `cargo xtask fuzz` takes its time.
 const FUZZ_EACH: Duration = Duration::from_secs(10);
-/// What is easy to find; `cargo xtask sim` runs more.
-const SIM_SEEDS: u64 = 12;
+/// As many as find what a change breaks; `cargo xtask sim` runs more.
+const SIM_SEEDS: u64 = 200;
 /// Needs no cluster, so it has a command of its own.
 const CSI_SANITY: &str = "csi_sanity";
 /// What an end-to-end test's file name starts with.
