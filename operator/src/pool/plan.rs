@@ -73,7 +73,7 @@ fn describe(
         return ("Pending", ConditionState::no("Creating", "the pool is being created"));
     };
     status.capacity = quantity(found.logical_capacity);
-    status.used = quantity(found.used / u64::from(pool.spec.replicas.unsigned_abs().max(1)));
+    status.used = quantity(found.used);
     status.provisioned = quantity(found.provisioned);
     status.copysets = Some(found.copysets);
     if found.copysets > 0 {

@@ -132,12 +132,6 @@ fn with_overcommit(pools: &[proto::PoolStatus], name: &str, percent: u32) -> Res
     })
 }
 
-/// Bytes stored in the pool, each counted once.
-pub fn used(status: &proto::PoolStatus) -> u64 {
-    let replicas = status.pool.as_ref().map_or(1, |pool| pool.replicas.max(1));
-    status.used / u64::from(replicas)
-}
-
 fn pool_table(pools: &[proto::PoolStatus]) -> String {
     let row = |status: &proto::PoolStatus| {
         let pool = status.pool.clone().unwrap_or_default();
@@ -148,7 +142,7 @@ fn pool_table(pools: &[proto::PoolStatus]) -> String {
             if pool.device_class.is_empty() { "any".to_owned() } else { pool.device_class },
             status.copysets.to_string(),
             ByteSize(status.logical_capacity).to_string(),
-            ByteSize(used(status)).to_string(),
+            ByteSize(status.used).to_string(),
             ByteSize(status.provisioned).to_string(),
             format!("{} %", pool.overcommit_percent),
         ]
@@ -204,7 +198,7 @@ mod tests {
             logical_capacity: 10 << 30,
             provisioned: 15 << 30,
             provisioned_limit: 20 << 30,
-            used: 40 << 30,
+            used: 8 << 30,
             fill: proto::Health::Warn.into(),
             ..Default::default()
         }]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::cluster::ClusterArgs;
 use crate::lifetime;
 use crate::output::{self, OutputArgs, id_text};
-use crate::pool::{domain_name, pool_json, used};
+use crate::pool::{domain_name, pool_json};
 
 /// Somebody waits at the terminal.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -74,7 +74,6 @@ fn status_text(status: &proto::ClusterStatus) -> String {
 
 fn pool_line(status: &proto::PoolStatus) -> String {
     let pool = status.pool.clone().unwrap_or_default();
-    let used = used(status);
     let percent = |bytes: u64| (bytes * 100).checked_div(status.logical_capacity).unwrap_or(0);
     format!(
         "pool       {}  replicas {} by {}   {} logical  {} used ({} %)  {} in volumes ({} %, at \
@@ -83,8 +82,8 @@ fn pool_line(status: &proto::PoolStatus) -> String {
         pool.replicas,
         domain_name(pool.failure_domain),
         ByteSize(status.logical_capacity),
-        ByteSize(used),
-        percent(used),
+        ByteSize(status.used),
+        percent(status.used),
         ByteSize(status.provisioned),
         percent(status.provisioned),
         pool.overcommit_percent,
@@ -161,7 +160,7 @@ mod tests {
                 }),
                 logical_capacity: 10 << 30,
                 provisioned: 15 << 30,
-                used: 24 << 30,
+                used: 8 << 30,
                 ..Default::default()
             }],
             copysets_degraded: 8,

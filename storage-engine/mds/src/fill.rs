@@ -2,6 +2,8 @@
 //!
 //! What volumes were promised counts when they are made (`capacity`); here it is what was written.
 
+use std::collections::BTreeMap;
+
 use curve_types::{ByteSize, PoolId};
 use curve_wire::proto::Health;
 
@@ -15,10 +17,8 @@ const NEARLY_FULL_PERCENT: u128 = 90;
 /// Bytes of one pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fill {
-    /// All replicas. Of devices that pools share, each has the part that its replicas there are of
-    /// all.
-    pub stored: u64,
-    /// The same, each byte counted once.
+    /// What is stored, each byte counted once. Of devices that pools share, each has the part that
+    /// its replicas there are of all.
     pub used: u64,
     pub capacity: u64,
     pub provisioned: u64,
@@ -27,24 +27,31 @@ pub struct Fill {
 }
 
 impl Fill {
-    pub fn of(scene: Scene<'_>, id: PoolId) -> Self {
+    /// That of each pool.
+    pub fn of_pools(scene: Scene<'_>) -> BTreeMap<PoolId, Self> {
         let state = scene.state;
-        let mut stored = 0u128;
+        let mut stored = BTreeMap::<PoolId, u128>::new();
         for (device, seen) in &scene.view.devices {
-            let all = state.copysets_on(*device).count() as u128;
-            let own = state.copysets_on(*device).filter(|(_, c)| c.pool == id).count() as u128;
-            stored += u128::from(seen.used) * own / all.max(1);
+            let mut replicas = BTreeMap::<PoolId, u128>::new();
+            for (_, copyset) in state.copysets_on(*device) {
+                *replicas.entry(copyset.pool).or_default() += 1;
+            }
+            let all: u128 = replicas.values().sum();
+            for (pool, own) in replicas {
+                *stored.entry(pool).or_default() += u128::from(seen.used) * own / all;
+            }
         }
-        let stored = u64::try_from(stored).unwrap_or(u64::MAX);
-        let replicas = state.pools.get(&id).map_or(1, |pool| pool.replicas.max(1));
-        let volumes = state.volumes.values().filter(|volume| volume.pool == id);
-        Self {
-            stored,
-            used: stored / u64::from(replicas),
-            capacity: state.logical_capacity(id),
-            provisioned: state.provisioned(id),
-            possible: volumes.fold(0, |sum, volume| sum.saturating_add(volume.size)),
-        }
+        let fill = |id: PoolId, replicas: u32| {
+            let used = stored.get(&id).copied().unwrap_or(0) / u128::from(replicas.max(1));
+            let volumes = state.volumes.values().filter(|volume| volume.pool == id);
+            Self {
+                used: u64::try_from(used).unwrap_or(u64::MAX),
+                capacity: state.logical_capacity(id),
+                provisioned: state.provisioned(id),
+                possible: volumes.fold(0, |sum, volume| sum.saturating_add(volume.size)),
+            }
+        };
+        state.pools.iter().map(|(id, pool)| (*id, fill(*id, pool.replicas))).collect()
     }
 
     /// A pool whose volumes and snapshots all fit cannot run out of room, however full it is.

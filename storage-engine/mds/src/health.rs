@@ -1,9 +1,10 @@
 //! What `curve status` and the CurveCluster's conditions say. Pure: sentences with numbers, made
 //! from the state and what the leader heard.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use curve_types::{ByteSize, CopysetId, DeviceId};
+use curve_types::{ByteSize, CopysetId, DeviceId, PoolId};
 use curve_wire::proto;
 
 use crate::fill::Fill;
@@ -27,17 +28,18 @@ pub struct Member {
 pub fn cluster_status(scene: Scene<'_>, members: &[Member]) -> proto::ClusterStatus {
     let state = scene.state;
     let counts = Counts::of(scene);
+    let fills = Fill::of_pools(scene);
     let mut messages = Vec::new();
     messages.extend(mds_message(members));
     messages.extend(down_message(scene));
     messages.extend(counts.messages(scene));
     messages.extend(pool_messages(scene));
-    messages.extend(fill_messages(scene));
+    messages.extend(fill_messages(state, &fills));
     messages.extend(full_messages(scene));
     messages.extend(slow_messages(scene));
     messages.extend(finding_messages(state));
     messages.extend(paused_message(state));
-    let pools: Vec<_> = state.pools.keys().map(|id| pool_status(scene, *id)).collect();
+    let pools: Vec<_> = fills.iter().map(|(id, fill)| pool_status(state, *id, fill)).collect();
     let nearly_full = pools.iter().any(|pool| pool.fill() == proto::Health::Error);
     let (scrub_schedule, scrub_window_secs) = state.scrubs.windows();
     let attached = state
@@ -199,16 +201,14 @@ fn pool_messages(scene: Scene<'_>) -> Vec<String> {
     scene.state.pools.keys().filter_map(|id| unready(*id)).collect()
 }
 
-fn fill_messages(scene: Scene<'_>) -> Vec<String> {
-    let pools = scene.state.pools.iter();
-    pools.filter_map(|(id, pool)| Fill::of(scene, *id).message(&pool.name)).collect()
+fn fill_messages(state: &State, fills: &BTreeMap<PoolId, Fill>) -> Vec<String> {
+    fills.iter().filter_map(|(id, fill)| fill.message(&state.pools.get(id)?.name)).collect()
 }
 
 fn full_messages(scene: Scene<'_>) -> Vec<String> {
     let full = |(id, device): (DeviceId, &Device)| {
         let seen = scene.view.devices.get(&id)?;
-        let nearly = seen.capacity / 100 * NEARLY_FULL_PERCENT;
-        (seen.capacity > 0 && seen.used >= nearly).then(|| {
+        seen.is_filled(NEARLY_FULL_PERCENT).then(|| {
             let (name, used) = (&device.name, ByteSize(seen.used));
             format!("chunkserver {name} is nearly full: {used} of {}", ByteSize(seen.capacity))
         })
@@ -259,7 +259,7 @@ fn device_status(scene: Scene<'_>, id: DeviceId, device: &Device) -> proto::Devi
     }
 }
 
-pub fn pool_message(state: &State, id: curve_types::PoolId) -> proto::Pool {
+pub fn pool_message(state: &State, id: PoolId) -> proto::Pool {
     let pool = &state.pools[&id];
     proto::Pool {
         id: id.0,
@@ -271,13 +271,17 @@ pub fn pool_message(state: &State, id: curve_types::PoolId) -> proto::Pool {
     }
 }
 
-pub fn pool_status(scene: Scene<'_>, id: curve_types::PoolId) -> proto::PoolStatus {
-    let (state, fill) = (scene.state, Fill::of(scene, id));
+pub fn pool_statuses(scene: Scene<'_>) -> Vec<proto::PoolStatus> {
+    let fills = Fill::of_pools(scene);
+    fills.iter().map(|(id, fill)| pool_status(scene.state, *id, fill)).collect()
+}
+
+fn pool_status(state: &State, id: PoolId, fill: &Fill) -> proto::PoolStatus {
     proto::PoolStatus {
         pool: Some(pool_message(state, id)),
         logical_capacity: fill.capacity,
         provisioned: fill.provisioned,
-        used: fill.stored,
+        used: fill.used,
         copysets: state.copysets_of(id).count() as u32,
         provisioned_limit: state.provisioned_limit(id),
         fill: fill.health().into(),

@@ -117,10 +117,10 @@ impl Metrics {
     }
 
     fn observe_pools(&self, scene: Scene<'_>) {
-        for (id, pool) in &scene.state.pools {
+        for (id, fill) in Fill::of_pools(scene) {
+            let Some(pool) = scene.state.pools.get(&id) else { continue };
             let label = PoolLabel { pool: pool.name.clone() };
-            let fill = Fill::of(scene, *id);
-            let limit = scene.state.provisioned_limit(*id);
+            let limit = scene.state.provisioned_limit(id);
             self.pool_capacity.get_or_create(&label).set(fill.capacity);
             self.pool_used.get_or_create(&label).set(fill.used);
             self.pool_provisioned.get_or_create(&label).set(fill.provisioned);

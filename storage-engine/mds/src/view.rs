@@ -49,6 +49,22 @@ pub struct Seen {
     pub replicas: BTreeMap<CopysetId, Report>,
 }
 
+impl Seen {
+    /// Whoever looks may have looked at the clock before a heartbeat that it sees.
+    fn is_fresh(&self, now: Moment) -> bool {
+        now.saturating_sub(self.at) <= DOWN_AFTER
+    }
+
+    /// Whether so many percent of its capacity are used. One without any is not full but unknown.
+    pub fn is_filled(&self, percent: u64) -> bool {
+        self.capacity > 0 && self.used >= self.share_of_capacity(percent)
+    }
+
+    pub fn share_of_capacity(&self, percent: u64) -> u64 {
+        self.capacity / 100 * percent
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// When this process became the leader.
@@ -74,9 +90,9 @@ impl View {
         let class = |id: &DeviceId| state.devices.get(id).map(|device| &device.class);
         let alike = |other: &DeviceId| *other != id && class(other) == class(&id);
         let others = self.devices.iter();
-        let others = others.filter(|(other, seen)| alike(other) && now - seen.at <= DOWN_AFTER);
+        let others = others.filter(|(other, seen)| alike(other) && seen.is_fresh(now));
         let others = Pace::median(others.map(|(_, seen)| seen.pace));
-        let before = self.devices.get(&id).filter(|seen| now - seen.at <= DOWN_AFTER);
+        let before = self.devices.get(&id).filter(|seen| seen.is_fresh(now));
         let up_since = before.map_or(now, |seen| seen.up_since);
         let pace = before.map(|seen| seen.pace).unwrap_or_default().after(commit, others, now);
         self.devices.insert(id, Seen { at: now, up_since, capacity, used, pace, replicas });
@@ -88,7 +104,7 @@ impl View {
 
     /// Heard of recently, by this leader.
     pub fn is_up(&self, device: DeviceId, now: Moment) -> bool {
-        self.devices.get(&device).is_some_and(|seen| now - seen.at <= DOWN_AFTER)
+        self.devices.get(&device).is_some_and(|seen| seen.is_fresh(now))
     }
 
     /// Not heard of for long enough to say so. Right after a change of leaders a device is for a
@@ -109,7 +125,7 @@ impl View {
     pub fn leader_of(&self, id: CopysetId, now: Moment) -> Option<(DeviceId, &Report)> {
         self.devices
             .iter()
-            .filter(|(_, seen)| now - seen.at <= DOWN_AFTER)
+            .filter(|(_, seen)| seen.is_fresh(now))
             .filter_map(|(device, seen)| Some((*device, seen.replicas.get(&id)?)))
             .filter(|(_, report)| report.leader)
             .max_by_key(|(_, report)| report.term)
@@ -164,7 +180,8 @@ impl<'a> Scene<'a> {
     /// Whether it has been up for so long.
     pub fn is_steady(&self, device: DeviceId, time: Duration) -> bool {
         let seen = self.view.devices.get(&device);
-        self.is_up(device) && seen.is_some_and(|seen| self.now - seen.up_since >= time)
+        self.is_up(device)
+            && seen.is_some_and(|seen| self.now.saturating_sub(seen.up_since) >= time)
     }
 
     /// What a commit takes on a device that is called slow, see `pace`.
@@ -214,5 +231,28 @@ impl<'a> Scene<'a> {
             device.suits(pool) && device.capacity > 0 && scene.is_up(**id)
         };
         state.devices.iter().filter(ready).map(|(id, device)| (*id, device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_that_is_overtaken_by_another_is_as_good() {
+        let (early, late) = (Duration::from_secs(1), Duration::from_millis(1001));
+        let device = |n| DeviceId::from_bytes([n; 16]);
+        let (mut view, state) = (View::begin(Duration::ZERO), State::default());
+        let report = Report { leader: true, ..Report::default() };
+        let heard = Heard { replicas: [(CopysetId(1), report)].into(), ..Heard::default() };
+        view.on_heartbeat(&state, device(1), late, heard.clone());
+        view.on_heartbeat(&state, device(1), early, heard);
+        view.on_heartbeat(&state, device(2), late, Heard::default());
+        view.on_heartbeat(&state, device(3), early, Heard::default());
+        assert!((1..=3).all(|n| view.is_up(device(n), early)));
+        assert_eq!(view.leader_of(CopysetId(1), early).map(|(leader, _)| leader), Some(device(1)));
+        let out_after = DOWN_AFTER;
+        let scene = Scene { state: &state, view: &view, now: early, now_unix_ms: 0, out_after };
+        assert!(scene.is_steady(device(2), Duration::ZERO));
     }
 }

@@ -35,7 +35,7 @@ fn an_overcommit_reaches_the_metadata_service_and_what_it_allows_the_status() {
     let mut engine = engine();
     let found = &mut engine.pools[0];
     (found.provisioned, found.provisioned_limit) = (15 << 30, 25 << 30);
-    found.used = 24 << 30;
+    found.used = 8 << 30;
     let status = look(&pool, Outcome::Created(Box::new(engine)));
     assert_eq!((status.used.as_str(), status.provisioned.as_str()), ("8Gi", "15Gi"));
     assert_eq!(status.conditions[0].message, "8 copysets, 25Gi for volumes");

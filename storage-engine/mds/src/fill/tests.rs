@@ -125,11 +125,11 @@ fn a_pool_whose_volumes_all_fit_may_be_as_full_as_they_are() {
 #[test]
 fn what_a_pool_stores_is_its_part_of_its_devices() {
     let mut cluster = Cluster::new(100).storing(6 * GIB);
-    let fill = Fill::of(cluster.scene(), POOL);
-    assert_eq!((fill.stored, fill.used, fill.capacity), (18 * GIB, 6 * GIB, 19 * GIB));
+    let fill = Fill::of_pools(cluster.scene())[&POOL];
+    assert_eq!((fill.used, fill.capacity), (6 * GIB, 19 * GIB));
     let other = Copyset { pool: PoolId(2), ..cluster.state.copysets[&CopysetId(1)].clone() };
     cluster.state.copysets.insert(CopysetId(2), other);
-    assert_eq!(Fill::of(cluster.scene(), POOL).used, 3 * GIB);
+    assert_eq!(Fill::of_pools(cluster.scene())[&POOL].used, 3 * GIB);
 }
 
 #[test]

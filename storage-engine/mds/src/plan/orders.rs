@@ -1,6 +1,7 @@
 //! What a device is told in answer to its heartbeat. Computed afresh each time from what is known,
 //! so that an order that was lost or refused comes again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use curve_types::{CopysetId, DeviceId};
@@ -32,13 +33,16 @@ pub fn heartbeat_response(
         scrubs: scrub_orders(scene, device),
         ..Default::default()
     };
+    // Their replicas follow leaders that see only how full their own devices are.
+    let full = scene.view.devices.iter().filter(|(_, seen)| seen.is_filled(FULL_PERCENT));
+    let full: BTreeSet<DeviceId> = full.map(|(id, _)| *id).collect();
     for (id, copyset) in state.copysets_on(device) {
         let forms = !copyset.active && copyset.voters.contains(&device);
         response.host.push(proto::HostCopyset {
             copyset: id.0,
             pool: copyset.pool.0,
             initialize: if forms { ids_to_wire(&copyset.voters) } else { Vec::new() },
-            full: copyset.voters.iter().any(|voter| is_full(scene, *voter)),
+            full: copyset.voters.iter().any(|voter| full.contains(voter)),
         });
     }
     let Some(seen) = scene.view.devices.get(&device) else { return response };
@@ -68,13 +72,6 @@ pub fn heartbeat_response(
         }
     }
     response
-}
-
-/// Whether the device must not be sent what takes room. Its replicas follow leaders that see only
-/// how full their own devices are.
-fn is_full(scene: Scene<'_>, device: DeviceId) -> bool {
-    let Some(seen) = scene.view.devices.get(&device) else { return false };
-    seen.capacity > 0 && seen.used >= seen.capacity / 100 * FULL_PERCENT
 }
 
 /// Whether a replica that the state does not want on the device may be dropped. Unless the copyset

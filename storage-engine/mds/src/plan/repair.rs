@@ -133,7 +133,7 @@ pub fn replica_bytes(scene: Scene<'_>, copyset: &Copyset) -> u64 {
 /// Whether the device has room for so many bytes more.
 pub fn can_take_in(scene: Scene<'_>, device: DeviceId, bytes: u64) -> bool {
     scene.view.devices.get(&device).is_some_and(|seen| {
-        seen.used.saturating_add(bytes) <= seen.capacity / 100 * REPAIR_FULL_PERCENT
+        seen.used.saturating_add(bytes) <= seen.share_of_capacity(REPAIR_FULL_PERCENT)
     })
 }
 

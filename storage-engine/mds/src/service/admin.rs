@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::Service;
 use super::caller::Caller;
-use crate::health::{Member, cluster_status, pool_message, pool_status};
+use crate::health::{Member, cluster_status, pool_message, pool_statuses};
 use crate::log::{self, WireId, answer, command::Kind};
 use crate::scrubs::scrubs;
 
@@ -63,9 +63,7 @@ impl MdsAdmin for Service {
     ) -> Result<Response<ListPoolsResponse>, Status> {
         Caller::require(&request, &READERS)?;
         self.0.leading_now().await?;
-        let pools = self
-            .0
-            .look(|scene| scene.state.pools.keys().map(|id| pool_status(scene, *id)).collect());
+        let pools = self.0.look(pool_statuses);
         Ok(Response::new(ListPoolsResponse { pools }))
     }
 
