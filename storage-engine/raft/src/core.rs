@@ -104,9 +104,10 @@ impl GroupCore {
         !self.is_blank() && self.group.owes().is_none()
     }
 
-    /// Lets Raft stand for election by itself. A blank replica does not anyway.
+    /// Lets Raft stand for election by itself, unless it stands by a leader or owes entries. A
+    /// blank replica does not anyway.
     pub fn let_elect(&self) {
-        if self.group.owes().is_none() {
+        if self.gate.may_replace(Instant::now()) && self.group.owes().is_none() {
             self.raft.runtime_config().elect(true);
         }
     }

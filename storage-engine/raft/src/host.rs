@@ -9,7 +9,7 @@ use curve_store::{Done, RecoveredGroup, StoreError};
 use curve_types::{CopysetId, DeviceId};
 use curve_wire::auth::{Credentials, Principal};
 use curve_wire::rpc::{Replier, Request};
-use openraft::errors::{InitializeError, RaftError};
+use openraft::errors::{Fatal, InitializeError, RaftError};
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -387,9 +387,7 @@ impl Host {
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
-        if core.gate.hold_left(Instant::now()).is_zero() {
-            core.let_elect();
-        }
+        core.let_elect();
         core.spawn(serve_appends(who, raft, deliveries));
         core.spawn(attend(core.clone(), self.failed.clone()));
         Ok(core)
@@ -408,14 +406,15 @@ async fn durable<T>(start: impl FnOnce(Done) -> Result<T, StoreError>) -> Result
 /// so an end that is seen here is a failure.
 async fn attend(core: Arc<GroupCore>, failed: watch::Sender<Option<(CopysetId, String)>>) {
     follow_leadership(core.clone()).await;
-    let why = core.look(|m| m.running_state.as_ref().err().map(ToString::to_string));
-    let why = why.unwrap_or_else(|| "Raft panicked".to_owned());
-    // If it met damage in its log, the next start shall not meet it again.
-    if let Err(error) = damage::mend(&core.shared.store, &core.group, core.replica.applied()).await
-    {
-        tracing::warn!(group = %core.id, %error, "the log was not mended");
+    let why = core.look(|m| m.running_state.clone()).err().unwrap_or(Fatal::Panicked);
+    if matches!(why, Fatal::StorageError(_)) {
+        // If it met damage in its log, the next start shall not meet it again.
+        let mended = damage::mend(&core.shared.store, &core.group, core.replica.applied());
+        if let Err(error) = mended.await {
+            tracing::warn!(group = %core.id, %error, "the log was not mended");
+        }
     }
     failed.send_modify(|first| {
-        first.get_or_insert((core.id, why));
+        first.get_or_insert((core.id, why.to_string()));
     });
 }

@@ -213,6 +213,17 @@ impl<'a> Faults<'a> {
         self.mends.push((heal, Mend::Reconnect(one, others)));
     }
 
+    /// False if the rotten device has no data.
+    fn rot(&mut self) -> bool {
+        let Some(disk) = self.devices.disk(&self.files.device(self.rotten)) else { return false };
+        let data = disk.find_where(|block| block.starts_with(b"CURVEPAT"));
+        let Some(at) = data.choose(&mut self.rng) else { return false };
+        let bit = self.rng.random_range(0..8);
+        disk.flip_bit(at + self.rng.random_range(0..4096), bit);
+        self.device_id(self.rotten).into_iter().for_each(|id| self.promises.excuse(id));
+        true
+    }
+
     fn inject(&mut self, sim: &mut Sim<'_>, now: Duration) {
         let kind = DRAWN[self.rng.random_range(0..DRAWN.len())];
         let Some(server) =
@@ -272,14 +283,7 @@ impl<'a> Faults<'a> {
                 let Some(disk) = self.devices.disk(&self.files.device(server)) else { return };
                 disk.fail_at(disk.operations() + self.rng.random_range(0..4));
             }
-            "bit rot" => {
-                let Some(disk) = self.devices.disk(&self.files.device(self.rotten)) else { return };
-                let data = disk.find_where(|block| block.starts_with(b"CURVEPAT"));
-                let Some(at) = data.choose(&mut self.rng) else { return };
-                let bit = self.rng.random_range(0..8);
-                disk.flip_bit(at + self.rng.random_range(0..4096), bit);
-                self.device_id(self.rotten).into_iter().for_each(|id| self.promises.excuse(id));
-            }
+            "bit rot" if self.rot() => {}
             "wall clock jumped" => os::jump_wall_clock(self.rng.random_range(-7200..7200)),
             _ => return,
         }

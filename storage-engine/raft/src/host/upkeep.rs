@@ -7,7 +7,6 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::Host;
 use crate::GroupHandle;
@@ -73,9 +72,8 @@ async fn look_after(host: Weak<Host>, pressure: Arc<Notify>) {
             pressure.notify_one();
         }
         groups.iter().for_each(finish_half_done);
-        // A group that was not yet allowed to when it was created, or before its log was mended.
-        let ripe = groups.iter().filter(|core| core.gate.hold_left(Instant::now()).is_zero());
-        ripe.for_each(|core| core.let_elect());
+        // One that stood by its leader when it was created, or has been sent what it owed.
+        groups.iter().for_each(|core| core.let_elect());
     }
 }
 

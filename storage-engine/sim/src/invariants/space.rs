@@ -1,5 +1,5 @@
-//! Space is accounted exactly: once all volumes and snapshots are deleted and each store has written
-//! a checkpoint, every block of a device is free, or holds a payload of the log.
+//! Space is accounted exactly: once all volumes and snapshots are deleted and each store has
+//! written a checkpoint, every block of a device is free, or holds a payload of the log.
 
 use std::collections::BTreeMap;
 

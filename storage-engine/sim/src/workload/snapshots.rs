@@ -20,8 +20,8 @@ pub const KINDS: [&str; 5] = [
     "volumes rolled back",
 ];
 
-/// Takes one after the other until it is asked to stop. What fails stays as it is: the end reads and
-/// deletes it.
+/// Takes one after the other until it is asked to stop. What fails stays as it is: the end reads
+/// and deletes it.
 pub async fn run(mut rng: StdRng, mds: &MdsClient, shared: &Shared) {
     while !shared.is_stopping() {
         tokio::time::sleep(Duration::from_millis(rng.random_range(300..3000))).await;
