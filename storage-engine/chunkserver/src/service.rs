@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::digest::DigestSlot;
+use crate::fairness::Fairness;
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
 use crate::repair::{Finder, Outcome, Repairer, blocking, peer_block, stopping};
@@ -72,6 +73,7 @@ struct Inner {
     host: RaftHost,
     replicas: Replicas,
     admission: Admission,
+    fairness: Fairness,
     reads: Semaphore,
     repairer: Arc<Repairer>,
     metrics: Metrics,
@@ -86,7 +88,9 @@ impl BlockService {
         metrics: Metrics,
     ) -> Self {
         let reads = Semaphore::new(READS_MAX);
-        Self { inner: Arc::new(Inner { host, replicas, admission, reads, repairer, metrics }) }
+        let fairness = Fairness::new();
+        let inner = Inner { host, replicas, admission, fairness, reads, repairer, metrics };
+        Self { inner: Arc::new(inner) }
     }
 }
 
@@ -165,6 +169,10 @@ impl Inner {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
             state.check_read(volume, writer.session, writer.epoch)?;
         }
+        let _turn = match authorize::writer(&command) {
+            Some((volume, _)) => Some(self.fairness.write(volume, payload.len() as u64).await),
+            None => None,
+        };
         let _promise = match &command {
             Command::Write { range, .. } if group.is_leader() => {
                 Some(self.admission.admit(copyset, range).ok_or(ChunkError::NoSpace)?)
@@ -200,6 +208,7 @@ impl Inner {
         })?;
         authorize::read(&principal, &read)?;
         let (group, replica) = self.group(copyset)?;
+        let _turn = self.fairness.read(read.range.key.volume, u64::from(read.range.len)).await;
         // Each time at least one block more is whole, unless the device damages them as fast.
         for _ in 0..=u64::from(read.range.len).div_ceil(BLOCK_SIZE) + 1 {
             let error = match self.read_once(&group, &replica, read).await? {

@@ -1,0 +1,158 @@
+//! Volumes beside each other on one device.
+
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const SMALL: u64 = 4 << 10;
+
+fn volume(n: u8) -> VolumeId {
+    VolumeId::from_bytes([n; 16])
+}
+
+/// The requests of one volume.
+struct Load {
+    fairness: Fairness,
+    id: u8,
+    turns: Vec<Turn>,
+    waiting: Vec<JoinHandle<Turn>>,
+}
+
+impl Load {
+    async fn of(fairness: &Fairness, id: u8, bytes: u64, count: usize) -> Self {
+        let (turns, waiting) = (Vec::new(), Vec::new());
+        let mut load = Self { fairness: fairness.clone(), id, turns, waiting };
+        load.ask(bytes, count).await;
+        load
+    }
+
+    async fn ask(&mut self, bytes: u64, count: usize) {
+        for _ in 0..count {
+            let (fairness, id) = (self.fairness.clone(), volume(self.id));
+            self.waiting.push(tokio::spawn(async move { fairness.write(id, bytes).await }));
+        }
+        self.settle().await;
+    }
+
+    async fn settle(&mut self) {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        for at in (0..self.waiting.len()).rev() {
+            if self.waiting[at].is_finished() {
+                self.turns.push(self.waiting.remove(at).await.expect("no panic"));
+            }
+        }
+    }
+
+    /// All that are under way end, and those that take their place begin.
+    async fn end(&mut self) {
+        self.turns.clear();
+        self.settle().await;
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        (self.turns.len(), self.waiting.len())
+    }
+}
+
+/// A look at all volumes is due.
+async fn later() {
+    tokio::time::advance(LOOK_INTERVAL).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_volume_is_not_held_back() {
+    let fairness = Fairness::new();
+    let mut load = Load::of(&fairness, 1, SMALL, 500).await;
+    later().await;
+    load.ask(SMALL, 500).await;
+    assert_eq!(load.counts(), (1000, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_are_equally_greedy_are_not_held_back() {
+    let fairness = Fairness::new();
+    let mut loads = [
+        Load::of(&fairness, 1, SMALL, 100).await,
+        Load::of(&fairness, 2, SMALL, 60).await,
+        Load::of(&fairness, 3, 1 << 20, 2).await,
+    ];
+    later().await;
+    for load in &mut loads {
+        load.ask(SMALL, 10).await;
+        assert_eq!(load.waiting.len(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_greedy_volume_has_one_request_at_a_time_beside_a_modest_one_at_first() {
+    let fairness = Fairness::new();
+    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    later().await;
+    let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
+    greedy.ask(SMALL, 3).await;
+    assert_eq!((modest.counts(), greedy.counts()), ((1, 0), (100, 3)));
+    for waiting in [2, 1, 0] {
+        greedy.end().await;
+        assert_eq!(greedy.counts(), (1, waiting));
+    }
+    modest.ask(SMALL, 1).await;
+    assert_eq!(modest.counts(), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_too_large_for_the_limit_go_alone_and_in_order() {
+    let fairness = Fairness::new();
+    let mut greedy = Load::of(&fairness, 1, 1 << 20, 3).await;
+    later().await;
+    let _modest = Load::of(&fairness, 2, SMALL, 1).await;
+    greedy.ask(1 << 20, 2).await;
+    greedy.ask(0, 1).await;
+    for (cost, waiting) in
+        [((1 << 20) + REQUEST_COST, 2), ((1 << 20) + REQUEST_COST, 1), (REQUEST_COST, 0)]
+    {
+        greedy.end().await;
+        assert_eq!(greedy.counts(), (1, waiting));
+        assert_eq!(greedy.turns[0].request.cost, cost);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_greediest_still_gets_as_much_as_who_is_modest_beside_it() {
+    let fairness = Fairness::new();
+    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    let _modest = Load::of(&fairness, 2, SMALL, 20).await;
+    later().await;
+    greedy.ask(SMALL, 100).await;
+    greedy.end().await;
+    assert_eq!(greedy.counts(), (20, 80));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_no_more_holds_nobody_back() {
+    let fairness = Fairness::new();
+    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    later().await;
+    drop(Load::of(&fairness, 2, SMALL, 1).await);
+    greedy.ask(SMALL, 100).await;
+    tokio::time::advance(ACTIVE_FOR).await;
+    greedy.turns.truncate(99);
+    greedy.settle().await;
+    assert_eq!(greedy.waiting.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_gone_keep_no_turn() {
+    let fairness = Fairness::new();
+    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    later().await;
+    let _modest = Load::of(&fairness, 2, SMALL, 1).await;
+    greedy.ask(SMALL, 5).await;
+    greedy.waiting.drain(..).for_each(|waiting| waiting.abort());
+    tokio::task::yield_now().await;
+    greedy.turns.clear();
+    let state = fairness.lock();
+    let volume = &state.volumes[&volume(1)];
+    assert_eq!((volume.under_way, volume.queued, volume.waiting.len()), (0, 0, 0));
+}
