@@ -3,4 +3,5 @@
 pub mod block;
 mod cpu;
 mod fio;
+mod neighbours;
 mod report;

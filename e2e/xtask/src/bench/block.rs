@@ -14,15 +14,16 @@ use nix::unistd::Pid;
 
 use super::cpu;
 use super::fio::{self, Target, Work};
+use super::neighbours;
 use super::report::{Round, Row, head};
 
 const WORKS: [Work; 6] = [
-    Work { name: "4k write QD1", pattern: "randwrite", block: "4k", depth: 1, raw_sync: true },
-    Work { name: "4k write QD32", pattern: "randwrite", block: "4k", depth: 32, raw_sync: false },
-    Work { name: "4k read QD1", pattern: "randread", block: "4k", depth: 1, raw_sync: false },
-    Work { name: "4k read QD32", pattern: "randread", block: "4k", depth: 32, raw_sync: false },
-    Work { name: "1M write QD8", pattern: "write", block: "1M", depth: 8, raw_sync: false },
-    Work { name: "1M read QD8", pattern: "read", block: "1M", depth: 8, raw_sync: false },
+    Work::new("4k write QD1", "randwrite", "4k", 1).synced(),
+    Work::new("4k write QD32", "randwrite", "4k", 32),
+    Work::new("4k read QD1", "randread", "4k", 1),
+    Work::new("4k read QD32", "randread", "4k", 32),
+    Work::new("1M write QD8", "write", "1M", 8),
+    Work::new("1M read QD8", "read", "1M", 8),
 ];
 
 /// What is measured, and how long.
@@ -49,8 +50,7 @@ pub fn run(mut options: Options) -> Result<()> {
     let socket = options.dir.join("bench.sock");
     let export = playground.export("bench", options.volume_size, &socket)?;
     println!("filling the volume once, so that reads find data");
-    let fill = Work { name: "fill", pattern: "write", block: "1M", depth: 8, raw_sync: false };
-    fio::run(&fill, &Target::Nbd(&socket), options.volume_size, fill_seconds(options))?;
+    fill(options, &socket)?;
 
     println!("{}", head());
     let mut rows = Vec::new();
@@ -67,6 +67,7 @@ pub fn run(mut options: Options) -> Result<()> {
         let text = serde_json::to_vec_pretty(&rows).context("encode the report")?;
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
+    neighbours::measure(options, &playground, &socket)?;
     drop((export, playground));
     Ok(())
 }
@@ -86,6 +87,13 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Writes every block of the volume once.
+pub(super) fn fill(options: &Options, socket: &Path) -> Result<()> {
+    let fill = Work::new("fill", "write", "1M", 8);
+    fio::run(&fill, &Target::Nbd(socket), options.volume_size, fill_seconds(options))?;
+    Ok(())
 }
 
 /// Long enough to write every block once at a tenth of a slow disk's speed.
@@ -133,7 +141,7 @@ fn preallocate(path: &Path, size: u64) -> Result<()> {
 }
 
 /// A child that is asked to stop, and then waited for, when dropped.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -142,7 +150,7 @@ impl Drop for Running {
     }
 }
 
-struct Playground {
+pub(super) struct Playground {
     process: Running,
     curve: PathBuf,
     config: PathBuf,
@@ -168,7 +176,7 @@ impl Playground {
         Ok(Self { process, curve: options.curve.clone(), config: dir.join("client.toml") })
     }
 
-    fn export(&self, volume: &str, size: u64, socket: &Path) -> Result<Running> {
+    pub(super) fn export(&self, volume: &str, size: u64, socket: &Path) -> Result<Running> {
         let created = Command::new(&self.curve)
             .args(["volume", "create", volume, "--size", &size.to_string(), "--config"])
             .arg(&self.config)

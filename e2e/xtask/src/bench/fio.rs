@@ -17,6 +17,36 @@ pub struct Work {
     pub depth: u32,
     /// Sync after each write on the raw file, as a replicated write is durable when acknowledged.
     pub raw_sync: bool,
+    pub pace: Pace,
+}
+
+impl Work {
+    pub const fn new(
+        name: &'static str,
+        pattern: &'static str,
+        block: &'static str,
+        depth: u32,
+    ) -> Self {
+        let (raw_sync, pace) = (false, Pace::AsFastAsItGoes);
+        Self { name, pattern, block, depth, raw_sync, pace }
+    }
+
+    pub const fn synced(self) -> Self {
+        Self { raw_sync: true, ..self }
+    }
+
+    pub const fn at(self, pace: Pace) -> Self {
+        Self { pace, ..self }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Pace {
+    AsFastAsItGoes,
+    /// The same, but whoever else wants the processor goes first: fio's NBD engine spins.
+    Background,
+    /// So many IOs per second.
+    Iops(u32),
 }
 
 /// The figures of one run.
@@ -37,7 +67,12 @@ pub enum Target<'a> {
 }
 
 pub fn run(work: &Work, target: &Target<'_>, size: u64, seconds: u32) -> Result<Figures> {
-    let mut command = Command::new("fio");
+    let niceness = if work.pace == Pace::Background { "19" } else { "0" };
+    let mut command = Command::new("nice");
+    command.args(["-n", niceness, "fio"]);
+    if let Pace::Iops(rate) = work.pace {
+        command.arg(format!("--rate_iops={rate}"));
+    }
     command.args(["--output-format=json", "--name=bench", "--time_based", "--randrepeat=0"]);
     command.args(["--percentile_list=50:99:99.9", "--norandommap"]);
     command.arg(format!("--rw={}", work.pattern)).arg(format!("--bs={}", work.block));
@@ -58,7 +93,7 @@ pub fn run(work: &Work, target: &Target<'_>, size: u64, seconds: u32) -> Result<
     }
     // Beside what it measures: engines print notes of their own on stdout.
     let (Target::RawFile(beside) | Target::Nbd(beside)) = target;
-    let report = beside.with_file_name("fio.json");
+    let report = beside.with_extension("fio.json");
     command.arg(format!("--output={}", report.display()));
     let output = command.output().context("start fio: install Debian's package fio")?;
     if !output.status.success() {

@@ -69,7 +69,7 @@ pub fn head() -> String {
 }
 
 /// Middle value; the mean of the middle two for an even count, 0 for none.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut sorted: Vec<f64> = values.collect();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
