@@ -8,7 +8,8 @@
 
 mod beside;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -118,8 +119,8 @@ impl State {
     /// None if the request may begin now.
     fn begin(&mut self, request: Request, now: Instant) -> Option<oneshot::Receiver<Turn>> {
         self.look(now);
-        if !self.volumes.contains_key(&request.volume) {
-            self.volumes.insert(request.volume, Volume::new(now));
+        if let Entry::Vacant(place) = self.volumes.entry(request.volume) {
+            place.insert(Volume::new(now));
             self.limit = self.limit();
         }
         let volume = self.volumes.get_mut(&request.volume)?;

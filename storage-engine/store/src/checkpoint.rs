@@ -179,9 +179,12 @@ impl<'a> Writer<'a> {
 
     fn block(&mut self, block: TableBlock) {
         let TableBlock { addr, written } = block.stored();
-        self.put_u32(addr.block);
-        self.put_u32(addr.crc);
-        self.put_u32(written.0);
+        let mut bytes = [0; MAPPED_LEN];
+        bytes[..4].copy_from_slice(&addr.block.to_le_bytes());
+        bytes[4..8].copy_from_slice(&addr.crc.to_le_bytes());
+        bytes[8..].copy_from_slice(&written.0.to_le_bytes());
+        // At once, as there are many.
+        self.put_bytes(&bytes);
     }
 }
 
@@ -353,16 +356,16 @@ impl<'a> Reader<'a> {
                 _ => (self.u64()?, VolumeId::from_bytes(self.array()?)),
             };
             let base = (!base.is_nil()).then_some(base);
+            let blocks = self.blocks(form & !COPY, count)?;
             let mut chunk = Chunk::restored(None, born, base);
             chunk.change_at(last_change);
-            let blocks = self.blocks(form & !COPY, count)?;
             let doubled = if form & !COPY == FORM_CHANGES {
                 changed.insert(key, (chunk, blocks)).is_some() || chunks.contains_key(&key)
             } else {
-                put_blocks(&mut chunk, &blocks);
-                if chunk.is_empty() {
+                if blocks.is_empty() {
                     return Err(Malformed("a chunk has no blocks").into());
                 }
+                chunk.fill(blocks);
                 chunks.insert(key, chunk).is_some() || changed.contains_key(&key)
             };
             if doubled {
@@ -384,20 +387,25 @@ impl<'a> Reader<'a> {
             FORM_LIST | FORM_CHANGES => None,
             _ => return Err(Malformed("a chunk's form is unknown").into()),
         };
+        let len = if mapped.is_some() { MAPPED_LEN } else { LISTED_LEN };
+        let mut bytes = [0; BLOCKS_PER_CHUNK as usize * LISTED_LEN];
+        let bytes = &mut bytes[..usize::from(count) * len];
+        self.fill(bytes)?;
+        let mut bytes = &*bytes;
         let mut mapped = mapped.as_ref().map(|blocks| blocks.iter());
         let mut blocks = Vec::with_capacity(usize::from(count));
         let mut seen = BlockSet::from_bytes([0; BlockSet::LEN]);
         for _ in 0..count {
             let index = match &mut mapped {
                 Some(set) => set.next().ok_or(Malformed("a chunk's bitmap has too few blocks"))?,
-                None => self.u16()?,
+                None => bytes.u16()?,
             };
             if u64::from(index) >= BLOCKS_PER_CHUNK || seen.has(index) {
                 return Err(Malformed("a chunk's block index is out of range or doubled").into());
             }
             seen.insert(index);
-            let addr = BlockAddr { block: self.u32()?, crc: self.u32()? };
-            let block = TableBlock { addr, written: Written(self.u32()?) };
+            let addr = BlockAddr { block: bytes.u32()?, crc: bytes.u32()? };
+            let block = TableBlock { addr, written: Written(bytes.u32()?) };
             if block.addr == TableBlock::HOLE.addr && form != FORM_CHANGES {
                 return Err(Malformed("a hole is listed").into());
             }

@@ -464,6 +464,17 @@ impl Chunk {
         }
     }
 
+    /// The whole table of a chunk that has none yet. Each index appears once.
+    pub fn fill(&mut self, mut blocks: Vec<(u16, TableBlock)>) {
+        let table = if blocks.len() >= DENSE_FROM {
+            dense(&blocks)
+        } else {
+            blocks.sort_unstable_by_key(|(index, _)| *index);
+            Table::Sparse(blocks)
+        };
+        self.table = Arc::new(table);
+    }
+
     /// Records a block that is on the device; there was a hole before.
     pub fn set_device(&mut self, index: u16, block: TableBlock) {
         let table = Arc::make_mut(&mut self.table);
@@ -474,9 +485,7 @@ impl Chunk {
                     Err(at) => list.insert(at, (index, block)),
                 }
                 if list.len() >= DENSE_FROM {
-                    let mut slots = Box::new([VACANT; BLOCKS]);
-                    list.iter().for_each(|(i, block)| slots[usize::from(*i)] = *block);
-                    *table = Table::Dense { slots, count: list.len() };
+                    *table = dense(list);
                 }
             }
             Table::Dense { slots, count } => {
@@ -520,6 +529,12 @@ impl Chunk {
             Some(addr) => Displaced::Device(addr.block),
         }
     }
+}
+
+fn dense(blocks: &[(u16, TableBlock)]) -> Table {
+    let mut slots = Box::new([VACANT; BLOCKS]);
+    blocks.iter().for_each(|(index, block)| slots[usize::from(*index)] = *block);
+    Table::Dense { slots, count: blocks.len() }
 }
 
 #[cfg(test)]

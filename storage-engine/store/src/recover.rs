@@ -270,3 +270,6 @@ fn purged_at_tail(
         false => applied,
     }
 }
+
+#[cfg(test)]
+mod tests;

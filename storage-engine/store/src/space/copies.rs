@@ -124,7 +124,7 @@ pub(crate) fn own_bases(
 ) -> Vec<ChunkKey> {
     let mut sound: BTreeSet<ChunkKey> = BTreeSet::new();
     let mut found = Vec::new();
-    for key in keys {
+    for key in keys.into_iter().filter(|key| base_of(*key).is_some()) {
         let mut path = BTreeSet::new();
         let mut at = key;
         while !sound.contains(&at) {
@@ -135,7 +135,7 @@ pub(crate) fn own_bases(
             let Some(volume) = base_of(at) else { break };
             at = ChunkKey { volume, ..at };
         }
-        sound.append(&mut path);
+        sound.extend(path);
     }
     found
 }
