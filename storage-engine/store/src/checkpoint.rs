@@ -56,6 +56,8 @@ pub(crate) struct Writer<'a> {
     frame: AlignedBuf,
     frames: u32,
     crcs: Vec<u8>,
+    /// Of the chunk being written.
+    blocks: Vec<u8>,
     failed: Option<StoreError>,
 }
 
@@ -68,6 +70,7 @@ impl<'a> Writer<'a> {
             frame: AlignedBuf::with_capacity(FRAME_LEN),
             frames: 0,
             crcs: Vec::new(),
+            blocks: Vec::new(),
             failed: None,
         };
         writer.begin_frame();
@@ -142,25 +145,26 @@ impl<'a> Writer<'a> {
             true => BlockSet::LEN + count * MAPPED_LEN,
             false => count * LISTED_LEN,
         };
+        // Put together before it goes into frames, as there are many.
+        let mut blocks = std::mem::take(&mut self.blocks);
+        blocks.clear();
         let changes = base.map(|base| chunk.table_changes(base));
         if let Some(changes) = changes.filter(|changes| changes.len() * LISTED_LEN < whole_len) {
             self.chunk_head(key, chunk, FORM_CHANGES, changes.len());
             for (index, block) in changes {
-                self.put_u16(index);
-                self.block(block.unwrap_or(TableBlock::HOLE));
+                put_listed(&mut blocks, index, block.unwrap_or(TableBlock::HOLE));
             }
         } else if count >= DENSE_FROM {
             self.chunk_head(key, chunk, FORM_BITMAP, count);
-            let blocks: BlockSet = chunk.table_blocks().map(|(index, _)| index).collect();
-            self.put_bytes(blocks.as_bytes());
-            chunk.table_blocks().for_each(|(_, block)| self.block(block));
+            let indices: BlockSet = chunk.table_blocks().map(|(index, _)| index).collect();
+            self.put_bytes(indices.as_bytes());
+            chunk.table_blocks().for_each(|(_, block)| blocks.put_bytes(&mapped(block)));
         } else {
             self.chunk_head(key, chunk, FORM_LIST, count);
-            for (index, block) in chunk.table_blocks() {
-                self.put_u16(index);
-                self.block(block);
-            }
+            chunk.table_blocks().for_each(|(index, block)| put_listed(&mut blocks, index, block));
         }
+        self.put_bytes(&blocks);
+        self.blocks = blocks;
     }
 
     fn chunk_head(&mut self, key: ChunkKey, chunk: &Chunk, form: u8, count: usize) {
@@ -176,16 +180,20 @@ impl<'a> Writer<'a> {
             self.put_bytes(&base.unwrap_or_default().to_bytes());
         }
     }
+}
 
-    fn block(&mut self, block: TableBlock) {
-        let TableBlock { addr, written } = block.stored();
-        let mut bytes = [0; MAPPED_LEN];
-        bytes[..4].copy_from_slice(&addr.block.to_le_bytes());
-        bytes[4..8].copy_from_slice(&addr.crc.to_le_bytes());
-        bytes[8..].copy_from_slice(&written.0.to_le_bytes());
-        // At once, as there are many.
-        self.put_bytes(&bytes);
-    }
+fn mapped(block: TableBlock) -> [u8; MAPPED_LEN] {
+    let TableBlock { addr, written } = block.stored();
+    let mut bytes = [0; MAPPED_LEN];
+    bytes[..4].copy_from_slice(&addr.block.to_le_bytes());
+    bytes[4..8].copy_from_slice(&addr.crc.to_le_bytes());
+    bytes[8..].copy_from_slice(&written.0.to_le_bytes());
+    bytes
+}
+
+fn put_listed(blocks: &mut Vec<u8>, index: u16, block: TableBlock) {
+    blocks.put_u16(index);
+    blocks.put_bytes(&mapped(block));
 }
 
 impl Put for Writer<'_> {

@@ -12,6 +12,7 @@ use crate::alloc::Holder;
 use crate::chunk::BlockAddr;
 use crate::codec::crc32c;
 use crate::data::DataArea;
+use crate::disk::ALIGN;
 
 /// Where a payload lies, block by block.
 pub(crate) type Blocks = Arc<[BlockAddr]>;
@@ -61,44 +62,134 @@ pub(crate) fn read(data: &DataArea, blocks: &[BlockAddr]) -> Result<Bytes, Store
     }
 }
 
-/// Payloads of one batch, gathered into one buffer for the disk, which is reused.
+/// Payloads of one batch on their way to the disk.
 pub(crate) struct Gather {
-    buf: AlignedBuf,
-    /// First block on the device and number of blocks; one after another in `buf`.
-    runs: Vec<(u32, usize)>,
+    /// Copies of those that the disk cannot take from where they are; reused.
+    copied: AlignedBuf,
+    runs: Vec<Run>,
+    /// Bytes of all.
+    len: usize,
 }
+
+/// Neighbouring blocks, both on the device and in memory.
+struct Run {
+    start: u32,
+    blocks: usize,
+    source: Source,
+}
+
+enum Source {
+    /// From here on in `copied`.
+    Copied(usize),
+    Payload(Bytes),
+}
+
+/// Shorter payloads are copied: several of them may make one write.
+const COPY_MAX: usize = 32 << 10;
 
 impl Gather {
     pub fn new(bytes_max: usize) -> Self {
-        Self { buf: AlignedBuf::with_capacity(bytes_max), runs: Vec::new() }
+        Self { copied: AlignedBuf::with_capacity(bytes_max), runs: Vec::new(), len: 0 }
     }
 
     pub fn clear(&mut self) {
-        self.buf.clear();
+        self.copied.clear();
         self.runs.clear();
+        self.len = 0;
     }
 
     pub fn len(&self) -> usize {
-        self.buf.len()
+        self.len
     }
 
     pub fn add(&mut self, payload: &Bytes, blocks: &[BlockAddr]) {
-        self.buf.put(payload);
-        for BlockAddr { block, .. } in blocks {
-            match self.runs.last_mut() {
-                Some((start, len)) if *start as usize + *len == *block as usize => *len += 1,
-                _ => self.runs.push((*block, 1)),
+        self.len += payload.len();
+        let copied = payload.len() <= COPY_MAX || !payload.as_ptr().addr().is_multiple_of(ALIGN);
+        let mut at = 0;
+        for run in blocks.chunk_by(|one, next| one.block + 1 == next.block) {
+            let bytes = payload.slice(at..at + run.len() * BLOCK_SIZE as usize);
+            at += bytes.len();
+            match copied {
+                true => self.copy(&bytes, run),
+                false => {
+                    let source = Source::Payload(bytes);
+                    self.runs.push(Run { start: run[0].block, blocks: run.len(), source });
+                }
+            }
+        }
+    }
+
+    fn copy(&mut self, bytes: &[u8], run: &[BlockAddr]) {
+        let at = self.copied.len();
+        self.copied.put(bytes);
+        match self.runs.last_mut() {
+            Some(Run { start, blocks, source: Source::Copied(_) })
+                if *start as usize + *blocks == run[0].block as usize =>
+            {
+                *blocks += run.len();
+            }
+            _ => {
+                let source = Source::Copied(at);
+                self.runs.push(Run { start: run[0].block, blocks: run.len(), source });
             }
         }
     }
 
     /// What is to be written where.
     pub fn writes<'a>(&'a self, data: &'a DataArea) -> impl Iterator<Item = (u64, &'a [u8])> {
-        let mut rest = &self.buf[..];
-        self.runs.iter().map(move |(start, len)| {
-            let (run, after) = rest.split_at(len * BLOCK_SIZE as usize);
-            rest = after;
-            (data.device_offset(*start), run)
+        self.runs.iter().map(|run| {
+            let bytes = match &run.source {
+                Source::Copied(at) => &self.copied[*at..*at + run.blocks * BLOCK_SIZE as usize],
+                Source::Payload(bytes) => bytes,
+            };
+            (data.device_offset(run.start), bytes)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: usize = BLOCK_SIZE as usize;
+
+    /// Blocks of one byte each, at an address that the disk takes, or one that it does not.
+    fn payload(bytes: &[u8], aligned: bool) -> Bytes {
+        let shift = usize::from(!aligned);
+        let mut buf = AlignedBuf::take(bytes.len() * BLOCK + shift);
+        for (block, byte) in buf[shift..].chunks_mut(BLOCK).zip(bytes) {
+            block.fill(*byte);
+        }
+        Bytes::from_owner(buf).slice(shift..)
+    }
+
+    fn blocks(numbers: impl IntoIterator<Item = u32>) -> Vec<BlockAddr> {
+        numbers.into_iter().map(|block| BlockAddr { block, crc: 0 }).collect()
+    }
+
+    /// First block, number of blocks, byte of the first, and whether it is a copy.
+    fn runs(gather: &Gather) -> Vec<(u32, usize, u8, bool)> {
+        let run = |run: &Run| match &run.source {
+            Source::Copied(at) => (run.start, run.blocks, gather.copied[*at], true),
+            Source::Payload(bytes) => (run.start, run.blocks, bytes[0], false),
+        };
+        gather.runs.iter().map(run).collect()
+    }
+
+    #[test]
+    fn only_what_the_disk_cannot_take_is_copied_and_short_neighbours_are_one_write() {
+        let mut gather = Gather::new(1 << 20);
+        gather.add(&payload(&[1], true), &blocks([7]));
+        gather.add(&payload(&[2, 3], true), &blocks([8, 9]));
+        let long: Vec<u8> = (10..26).collect();
+        gather.add(&payload(&long, true), &blocks((10..20).chain(30..36)));
+        gather.add(&payload(&long, false), &blocks(36..52));
+        gather.add(&payload(&[4], true), &blocks([52]));
+        let expected =
+            [(7, 3, 1, true), (10, 10, 10, false), (30, 6, 20, false), (36, 17, 10, true)];
+        assert_eq!(runs(&gather), expected);
+        assert_eq!(gather.len(), 36 * BLOCK);
+        gather.clear();
+        assert_eq!((runs(&gather), gather.len()), (Vec::new(), 0));
     }
 }

@@ -256,6 +256,8 @@ impl Writer {
             self.core.device.sync("sync log")?;
         }
         self.core.stats.commits().end();
+        // They need not stay in memory until the next batch.
+        self.payloads.clear();
         // This batch's mark covers those that dropped them.
         payload::let_go(&self.core.data, &std::mem::take(&mut self.freed));
         self.next.lsn += len;

@@ -1,6 +1,6 @@
 //! Moves frames between a socket and memory. Knows nothing of who asks what.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::mpsc;
@@ -15,6 +15,10 @@ const GATHER_BYTES: usize = 128 << 10;
 /// Bodies at least this long are written without being copied into the gather buffer.
 const COPY_MAX: usize = 16 << 10;
 const READ_BUFFER: usize = 64 << 10;
+/// Of memory that is written to disks as it is.
+const ALIGN: usize = 4096;
+/// Shorter bodies are not worth a page of room.
+const ALIGNED_FROM: usize = 32 << 10;
 
 /// A frame to be sent: its body in two parts, so that payloads are not copied.
 pub(super) struct Outgoing {
@@ -77,6 +81,20 @@ async fn write_all<W: AsyncWrite + Unpin>(socket: &mut W, gather: &mut BytesMut)
     result
 }
 
+/// Room for so many bytes, of which the last one lies before a multiple of 4096 if there are many:
+/// a payload is the end of its body, and one of whole blocks can go to the disk from there.
+fn body_buffer(len: usize) -> BytesMut {
+    if len < ALIGNED_FROM {
+        return BytesMut::with_capacity(len);
+    }
+    let mut body = BytesMut::with_capacity(len + ALIGN);
+    let end = body.as_ptr().addr() + len;
+    let unused = end.next_multiple_of(ALIGN) - end;
+    body.resize(unused, 0);
+    body.advance(unused);
+    body
+}
+
 /// Reads verified frames one after the other.
 pub(super) struct FrameReader<R> {
     socket: BufReader<R>,
@@ -100,7 +118,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         // The body gets an allocation of its own: it may live on in a log cache, and must not pin
         // a shared read buffer there.
         let len = header.body_len as usize;
-        let mut body = BytesMut::with_capacity(len);
+        let mut body = body_buffer(len);
         while body.len() < len {
             let missing = (len - body.len()) as u64;
             if (&mut self.socket).take(missing).read_buf(&mut body).await? == 0 {
@@ -109,5 +127,31 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         header.verify_body(&body).map_err(invalid)?;
         Ok(Some(Frame { header, body: body.freeze() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_body_ends_where_a_page_does() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (queue, frames) = mpsc::channel(1);
+        let writer = tokio::spawn(write_frames(near, frames));
+        let mut reader = FrameReader::new(far);
+        for len in [1, 100, ALIGNED_FROM - 7, ALIGNED_FROM - 6, (1 << 20) + 1] {
+            let (head, payload) = (Bytes::from_static(b"header"), Bytes::from(vec![7; len]));
+            let (direction, kind, request_id, group) = (Direction::Request, 1, 2, 3);
+            let frame = Outgoing { direction, kind, request_id, group, head, payload };
+            assert!(queue.send(frame).await.is_ok());
+            let body = reader.next().await.expect("a frame").expect("no end").body;
+            assert_eq!((body.len(), &body[..6]), (len + 6, b"header".as_slice()));
+            assert!(body[6..].iter().all(|byte| *byte == 7));
+            let end = body.as_ptr().addr() + body.len();
+            assert!(body.len() < ALIGNED_FROM || end.is_multiple_of(ALIGN));
+        }
+        drop(queue);
+        writer.await.expect("no panic");
     }
 }
