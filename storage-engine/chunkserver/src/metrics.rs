@@ -72,6 +72,7 @@ pub(crate) struct Metrics {
     differing: Counter,
     scrubbed: Counter,
     scrub_walks: Counter,
+    held_back: Counter,
 }
 
 /// From a write on a fast disk to one that waited for an election.
@@ -101,6 +102,7 @@ impl Default for Metrics {
             differing: Counter::default(),
             scrubbed: Counter::default(),
             scrub_walks: Counter::default(),
+            held_back: Counter::default(),
         }
     }
 }
@@ -132,6 +134,8 @@ impl Metrics {
         registry.register_with_unit("scrubbed", help, Unit::Bytes, self.scrubbed.clone());
         let help = "Replicas here of which the scrub has read all blocks";
         registry.register("scrub_walks", help, self.scrub_walks.clone());
+        let help = "Requests of greedy volumes that waited because of modest ones";
+        registry.register("requests_held_back", help, self.held_back.clone());
         let help = "Blocks of which replicas hold copies that are valid and differ";
         registry.register("differing_blocks", help, self.differing.clone());
     }
@@ -170,6 +174,10 @@ impl Metrics {
 
     pub fn scrubbed(&self, bytes: u64) {
         self.scrubbed.inc_by(bytes);
+    }
+
+    pub fn held_back(&self) -> Counter {
+        self.held_back.clone()
     }
 
     pub fn scrub_walked(&self) {

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::admission::Admission;
 use crate::digest::DigestSlot;
-use crate::fairness::Fairness;
+use crate::fairness::{Fairness, Turn};
 use crate::machine::SharedState;
 use crate::metrics::{Metrics, Operation};
 use crate::repair::{Finder, Outcome, Repairer, blocking, peer_block, stopping};
@@ -88,7 +88,7 @@ impl BlockService {
         metrics: Metrics,
     ) -> Self {
         let reads = Semaphore::new(READS_MAX);
-        let fairness = Fairness::new();
+        let fairness = Fairness::new(metrics.held_back());
         let inner = Inner { host, replicas, admission, fairness, reads, repairer, metrics };
         Self { inner: Arc::new(inner) }
     }
@@ -169,9 +169,11 @@ impl Inner {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
             state.check_read(volume, writer.session, writer.epoch)?;
         }
-        let _turn = match authorize::writer(&command) {
-            Some((volume, _)) => Some(self.fairness.write(volume, payload.len() as u64).await),
-            None => None,
+        let mut turn = match authorize::writer(&command) {
+            Some((volume, _)) if group.is_leader() => {
+                Some(self.fairness.write(volume, payload.len() as u64).await)
+            }
+            _ => None,
         };
         let _promise = match &command {
             Command::Write { range, .. } if group.is_leader() => {
@@ -193,6 +195,7 @@ impl Inner {
                 ChunkError::Unavailable
             }
         })?;
+        turn.iter_mut().for_each(Turn::succeed);
         Ok((answer, Bytes::new()))
     }
 
@@ -208,11 +211,18 @@ impl Inner {
         })?;
         authorize::read(&principal, &read)?;
         let (group, replica) = self.group(copyset)?;
-        let _turn = self.fairness.read(read.range.key.volume, u64::from(read.range.len)).await;
+        let (volume, len) = (read.range.key.volume, u64::from(read.range.len));
+        let mut turn = match group.is_leader() {
+            true => Some(self.fairness.read(volume, len).await),
+            false => None,
+        };
         // Each time at least one block more is whole, unless the device damages them as fast.
         for _ in 0..=u64::from(read.range.len).div_ceil(BLOCK_SIZE) + 1 {
             let error = match self.read_once(&group, &replica, read).await? {
-                Ok(bytes) => return Ok(bytes),
+                Ok(bytes) => {
+                    turn.iter_mut().for_each(Turn::succeed);
+                    return Ok(bytes);
+                }
                 Err(error) => error,
             };
             tracing::error!(%copyset, chunk = %read.range.key, %error, "read failed");

@@ -67,12 +67,12 @@ pub enum Target<'a> {
 }
 
 pub fn run(work: &Work, target: &Target<'_>, size: u64, seconds: u32) -> Result<Figures> {
-    let niceness = if work.pace == Pace::Background { "19" } else { "0" };
-    let mut command = Command::new("nice");
-    command.args(["-n", niceness, "fio"]);
-    if let Pace::Iops(rate) = work.pace {
-        command.arg(format!("--rate_iops={rate}"));
-    }
+    let mut command = Command::new("fio");
+    command.args(match work.pace {
+        Pace::AsFastAsItGoes => None,
+        Pace::Background => Some("--nice=19".to_owned()),
+        Pace::Iops(rate) => Some(format!("--rate_iops={rate}")),
+    });
     command.args(["--output-format=json", "--name=bench", "--time_based", "--randrepeat=0"]);
     command.args(["--percentile_list=50:99:99.9", "--norandommap"]);
     command.arg(format!("--rw={}", work.pattern)).arg(format!("--bs={}", work.block));

@@ -9,7 +9,7 @@ use super::block::{Options, Playground, fill};
 use super::fio::{self, Figures, Pace, Target, Work};
 use super::report::median;
 
-/// As a database that commits: its next IO comes when it comes, not when the last has ended.
+/// As a database that commits now and then, one transaction after the other.
 const MODEST: Pace = Pace::Iops(300);
 
 const MODEST_WORKS: [Work; 2] = [

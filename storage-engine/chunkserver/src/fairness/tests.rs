@@ -63,7 +63,7 @@ async fn later() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_volume_is_not_held_back() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut load = Load::of(&fairness, 1, SMALL, 500).await;
     later().await;
     load.ask(SMALL, 500).await;
@@ -72,7 +72,7 @@ async fn a_lone_volume_is_not_held_back() {
 
 #[tokio::test(start_paused = true)]
 async fn volumes_that_are_equally_greedy_are_not_held_back() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut loads = [
         Load::of(&fairness, 1, SMALL, 100).await,
         Load::of(&fairness, 2, SMALL, 60).await,
@@ -87,7 +87,7 @@ async fn volumes_that_are_equally_greedy_are_not_held_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_greedy_volume_has_one_request_at_a_time_beside_a_modest_one_at_first() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
     later().await;
     let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
@@ -103,7 +103,7 @@ async fn a_greedy_volume_has_one_request_at_a_time_beside_a_modest_one_at_first(
 
 #[tokio::test(start_paused = true)]
 async fn requests_too_large_for_the_limit_go_alone_and_in_order() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut greedy = Load::of(&fairness, 1, 1 << 20, 3).await;
     later().await;
     let _modest = Load::of(&fairness, 2, SMALL, 1).await;
@@ -120,7 +120,7 @@ async fn requests_too_large_for_the_limit_go_alone_and_in_order() {
 
 #[tokio::test(start_paused = true)]
 async fn the_greediest_still_gets_as_much_as_who_is_modest_beside_it() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
     let _modest = Load::of(&fairness, 2, SMALL, 20).await;
     later().await;
@@ -131,7 +131,7 @@ async fn the_greediest_still_gets_as_much_as_who_is_modest_beside_it() {
 
 #[tokio::test(start_paused = true)]
 async fn who_asks_no_more_holds_nobody_back() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
     later().await;
     drop(Load::of(&fairness, 2, SMALL, 1).await);
@@ -144,7 +144,7 @@ async fn who_asks_no_more_holds_nobody_back() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_that_are_gone_keep_no_turn() {
-    let fairness = Fairness::new();
+    let fairness = Fairness::new(Counter::default());
     let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
     later().await;
     let _modest = Load::of(&fairness, 2, SMALL, 1).await;
@@ -154,5 +154,53 @@ async fn requests_that_are_gone_keep_no_turn() {
     greedy.turns.clear();
     let state = fairness.lock();
     let volume = &state.volumes[&volume(1)];
-    assert_eq!((volume.under_way, volume.queued, volume.waiting.len()), (0, 0, 0));
+    let left = (volume.under_way.len(), volume.under_way_cost, volume.queued);
+    assert_eq!((left, volume.waiting.len()), ((0, 0, 0), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_long() {
+    let fairness = Fairness::new(Counter::default());
+    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    later().await;
+    let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
+    greedy.ask(SMALL, 50).await;
+    assert_eq!((greedy.counts(), fairness.held_back.get()), ((100, 50), 50));
+    tokio::time::advance(WAIT_MAX).await;
+    modest.ask(SMALL, 1).await;
+    greedy.settle().await;
+    assert_eq!(greedy.counts(), (150, 0));
+    greedy.end().await;
+    assert_eq!(fairness.lock().volumes[&volume(1)].queued, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_stuck_hold_no_others_back() {
+    let fairness = Fairness::new(Counter::default());
+    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    later().await;
+    let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
+    greedy.ask(SMALL, 3).await;
+    let stuck = greedy.turns.split_off(97);
+    tokio::time::advance(COUNT_MAX - LOOK_INTERVAL).await;
+    modest.ask(SMALL, 1).await;
+    greedy.end().await;
+    assert_eq!(greedy.counts(), (1, 2), "those that are stuck count no more");
+    drop(stuck);
+    greedy.settle().await;
+    assert_eq!(greedy.counts(), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_say_nothing_of_what_requests_take() {
+    let fairness = Fairness::new(Counter::default());
+    let _greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    for _ in 0..100 {
+        drop(fairness.write(volume(2), SMALL).await);
+        assert!(fairness.lock().beside.has_seen_nothing());
+    }
+    let mut turn = fairness.write(volume(2), SMALL).await;
+    turn.succeed();
+    drop(turn);
+    assert!(!fairness.lock().beside.has_seen_nothing());
 }
