@@ -56,6 +56,15 @@ impl Load {
     }
 }
 
+/// A volume that was seen to be greedy with a hundred requests, and one with a single request.
+async fn greedy_and_modest() -> (Fairness, Load, Load) {
+    let fairness = Fairness::new(Counter::default());
+    let greedy = Load::of(&fairness, 1, SMALL, 100).await;
+    later().await;
+    let modest = Load::of(&fairness, 2, SMALL, 1).await;
+    (fairness, greedy, modest)
+}
+
 /// A look at all volumes is due.
 async fn later() {
     tokio::time::advance(LOOK_INTERVAL).await;
@@ -87,10 +96,7 @@ async fn volumes_that_are_equally_greedy_are_not_held_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_greedy_volume_has_one_request_at_a_time_beside_a_modest_one_at_first() {
-    let fairness = Fairness::new(Counter::default());
-    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
-    later().await;
-    let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
+    let (_, mut greedy, mut modest) = greedy_and_modest().await;
     greedy.ask(SMALL, 3).await;
     assert_eq!((modest.counts(), greedy.counts()), ((1, 0), (100, 3)));
     for waiting in [2, 1, 0] {
@@ -144,10 +150,7 @@ async fn who_asks_no_more_holds_nobody_back() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_that_are_gone_keep_no_turn() {
-    let fairness = Fairness::new(Counter::default());
-    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
-    later().await;
-    let _modest = Load::of(&fairness, 2, SMALL, 1).await;
+    let (fairness, mut greedy, _modest) = greedy_and_modest().await;
     greedy.ask(SMALL, 5).await;
     greedy.waiting.drain(..).for_each(|waiting| waiting.abort());
     tokio::task::yield_now().await;
@@ -160,10 +163,7 @@ async fn requests_that_are_gone_keep_no_turn() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_long() {
-    let fairness = Fairness::new(Counter::default());
-    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
-    later().await;
-    let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
+    let (fairness, mut greedy, mut modest) = greedy_and_modest().await;
     greedy.ask(SMALL, 50).await;
     assert_eq!((greedy.counts(), fairness.held_back.get()), ((100, 50), 50));
     tokio::time::advance(WAIT_MAX).await;
@@ -176,10 +176,7 @@ async fn nobody_waits_for_long() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_that_are_stuck_hold_no_others_back() {
-    let fairness = Fairness::new(Counter::default());
-    let mut greedy = Load::of(&fairness, 1, SMALL, 100).await;
-    later().await;
-    let mut modest = Load::of(&fairness, 2, SMALL, 1).await;
+    let (_, mut greedy, mut modest) = greedy_and_modest().await;
     greedy.ask(SMALL, 3).await;
     let stuck = greedy.turns.split_off(97);
     tokio::time::advance(COUNT_MAX - LOOK_INTERVAL).await;
