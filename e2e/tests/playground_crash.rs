@@ -34,8 +34,18 @@ async fn killing_each_process_in_turn_is_not_seen_by_a_writer() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_acknowledged_write_survives_the_death_of_all_processes() -> Result<()> {
-    let directory = Directory::create("crash")?;
-    let mut playground = Playground::start_small(&directory)?;
+    survives_the_death_of_all("crash", &[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_does_with_logs_on_devices_of_their_own() -> Result<()> {
+    survives_the_death_of_all("crash-log", &["--log-device-size", "64Mi"]).await
+}
+
+async fn survives_the_death_of_all(name: &str, args: &[&str]) -> Result<()> {
+    let directory = Directory::create(name)?;
+    let args = [&["--device-size", "2Gi"], args].concat();
+    let mut playground = Playground::start(&directory, &args)?;
     playground.curve(&["volume", "create", "data", "--size", "256Mi"])?;
     let ledger: Arc<Ledger> = Arc::default();
     for round in 0..2 {

@@ -9,7 +9,7 @@ use curve_client::{MdsClient, MdsError, MdsErrorKind};
 use curve_raft::in_thread;
 use curve_store::{
     DeviceState, Disk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions, format,
-    inspect, simulate::open_or_create,
+    format_with_log, inspect, simulate::open_or_create, with_log,
 };
 use curve_types::{ClusterId, DeviceId};
 use curve_wire::auth::Key;
@@ -61,11 +61,16 @@ pub(crate) async fn open(
 ) -> Result<OpenDevice, DeviceError> {
     let path = options.device.clone();
     let size = options.device_size.0;
-    let (disk, state) = in_thread(move || {
-        let disk = open_or_create(&path, size)
-            .map_err(|source| DeviceError::Open { path: path.clone(), source })?;
+    let log_device = options.log_device.clone();
+    let (disk, log, state) = in_thread(move || {
+        let open = |path: &Path, size| {
+            open_or_create(path, size)
+                .map_err(|source| DeviceError::Open { path: path.to_owned(), source })
+        };
+        let disk = open(&path, size)?;
         let state = look(&*disk, &path)?;
-        Ok((disk, state))
+        let log = log_device.map(|(path, size)| open(&path, size.0)).transpose()?;
+        Ok((disk, log, state))
     })
     .await?;
     let size = disk.len();
@@ -81,10 +86,15 @@ pub(crate) async fn open(
         let Admitted { device, cluster, peer_key } = admitted;
         if grant {
             tracing::info!(path = %path.display(), %device, %cluster, "formatting a blank device");
-            let format_options = FormatOptions { cluster, device, name, size };
-            format(&*disk, &format_options).map_err(store_error)?;
         }
-        let opened = Store::open(disk, StoreOptions::default());
+        let format_options = FormatOptions { cluster, device, name, size };
+        let disk = match (log, grant) {
+            (None, true) => format(&*disk, &format_options).map(|_| disk),
+            (None, false) => Ok(disk),
+            (Some(log), true) => format_with_log(disk, log, &format_options),
+            (Some(log), false) => with_log(disk, log),
+        };
+        let opened = disk.and_then(|disk| Store::open(disk, StoreOptions::default()));
         let (store, recovered) = opened.map_err(store_error)?;
         tracing::info!(path = %path.display(), %device, copysets = recovered.len(), "opened");
         Ok(OpenDevice { device, peer_key, store, recovered })

@@ -120,6 +120,7 @@ impl Cluster {
             device_class: String::new(),
             device: self.dir.path().join(format!("{name}.device")),
             device_size: ByteSize(128 << 20),
+            log_device: None,
             listen,
             advertise: listen.to_string(),
             listen_metrics,

@@ -26,12 +26,19 @@ pub struct Args {
     /// What pools may select devices by.
     #[arg(long, value_name = "CLASS", default_value = "")]
     device_class: String,
-    /// File or block device that holds everything.
+    /// File or block device that holds everything, but the log if that has its own.
     #[arg(long, value_name = "FILE")]
     device: PathBuf,
     /// Size of the file when it is created.
     #[arg(long, value_name = "SIZE")]
     device_size: ByteSize,
+    /// File or block device for the log alone, on a faster disk. It is decided when the device is
+    /// formatted, and both are needed from then on.
+    #[arg(long, value_name = "FILE")]
+    log_device: Option<PathBuf>,
+    /// Size of that file when it is created.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "log_device")]
+    log_device_size: ByteSize,
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7200")]
     listen: SocketAddr,
     /// HOST:PORT at which others reach it.
@@ -55,6 +62,7 @@ pub fn run(args: Args) -> Result<()> {
         device_class: args.device_class,
         device: args.device,
         device_size: args.device_size,
+        log_device: args.log_device.map(|path| (path, args.log_device_size)),
         listen: args.listen,
         advertise: args.advertise,
         listen_metrics: args.listen_metrics,

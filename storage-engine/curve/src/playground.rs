@@ -68,6 +68,9 @@ struct StartArgs {
     /// Size of each new chunkserver's device file.
     #[arg(long, value_name = "SIZE", default_value = "4Gi")]
     device_size: ByteSize,
+    /// Give each new chunkserver's log a device file of its own, of this size.
+    #[arg(long, value_name = "SIZE")]
+    log_device_size: Option<ByteSize>,
     /// Silence after which a chunkserver's replicas are re-created elsewhere.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     out_after_secs: u64,
@@ -87,8 +90,12 @@ async fn start(args: StartArgs) -> Result<()> {
     let stop = lifetime::stop_signal()?;
     let dir = prepare_dir(&args.dir)?;
     let _lock = lock(&dir)?;
-    let wanted =
-        Wanted { mds: args.mds, chunkservers: args.chunkservers, device_size: args.device_size };
+    let wanted = Wanted {
+        mds: args.mds,
+        chunkservers: args.chunkservers,
+        device_size: args.device_size,
+        log_device_size: args.log_device_size,
+    };
     let plan = Plan::load_or_make(&dir, &wanted)?;
     plan.make_device_dirs(&dir)?;
     pki::make_certificates(&dir, &plan)?;

@@ -92,6 +92,7 @@ impl Files {
             device_class: String::new(),
             device: self.device(name),
             device_size: ByteSize(128 << 20),
+            log_device: None,
             listen: any(DATA),
             advertise: format!("{name}:{DATA}"),
             listen_metrics: any(METRICS),

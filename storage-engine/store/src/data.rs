@@ -23,10 +23,17 @@ const LOGGED_BYTES_MAX: u64 = 4 << 30;
 /// A checkpoint is due when it would free this part of the data area.
 const RECLAIM_PART: u64 = 32;
 
+/// With the log on a device of its own: up to this length a payload is written there alone, so that
+/// only that device is waited for, and is brought to the data area later, many at once. Of longer
+/// ones the second write costs more than the wait.
+const DEFERRED_MAX: usize = 32 << 10;
+
 pub(crate) struct DataArea {
     pub device: Arc<Device>,
     offset: u64,
     pub blocks_total: u64,
+    /// Payloads up to this length go into the log's records.
+    pub deferred_max: usize,
     pub alloc: Mutex<Allocator>,
     pub overlay: Overlay,
     /// Ticks with every pin. A block superseded at tick `t` is referred to by no pin younger
@@ -54,6 +61,7 @@ impl DataArea {
             device,
             offset,
             blocks_total: total,
+            deferred_max: 0,
             shared: AtomicU64::new(alloc.shared()),
             alloc: Mutex::new(alloc),
             overlay,
@@ -62,6 +70,11 @@ impl DataArea {
             pending: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
         }
+    }
+
+    /// The same with its log on another device.
+    pub fn deferring(self) -> Self {
+        Self { deferred_max: DEFERRED_MAX, ..self }
     }
 
     /// Notes that one more table refers to each of the blocks.

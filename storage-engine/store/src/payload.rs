@@ -17,11 +17,15 @@ use crate::disk::ALIGN;
 /// Where a payload lies, block by block.
 pub(crate) type Blocks = Arc<[BlockAddr]>;
 
-/// Takes fresh blocks for a payload that consists of whole ones. None if it does not, or if the
-/// log holds as many blocks as it may or the flusher needs what is free: it then goes into the
-/// log's record, and is written a second time when it is applied.
+/// Takes fresh blocks for a payload that consists of whole ones. None if it does not, if it is
+/// short and the log has a device of its own, or if the log holds as many blocks as it may or the
+/// flusher needs what is free: it then goes into the log's record, and is written a second time
+/// after it is applied.
 pub(crate) fn place(data: &DataArea, payload: &Bytes) -> Option<Blocks> {
     let count = payload.len() as u64 / BLOCK_SIZE;
+    if payload.len() <= data.deferred_max {
+        return None;
+    }
     if count == 0 || !(payload.len() as u64).is_multiple_of(BLOCK_SIZE) {
         return None;
     }

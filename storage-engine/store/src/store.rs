@@ -180,6 +180,10 @@ impl Store {
         options: StoreOptions,
     ) -> Result<(Self, Vec<RecoveredGroup>), StoreError> {
         let superblock = superblock::load(&*disk)?;
+        if superblock.has_log_elsewhere() && disk.len() <= superblock.size {
+            let what = "its log lies on another device, which was not given".to_owned();
+            return Err(StoreError::Unusable { what });
+        }
         let device = Arc::new(Device::new(disk));
         // What we are about to read may still be in a volatile cache: pin it down first.
         device.sync("sync before recovery")?;
@@ -343,13 +347,14 @@ fn build_core(
     let data_len = layout.data_blocks * BLOCK_SIZE;
     let overlay =
         Overlay::new(options.overlay_bytes_max.min(data_len / OVERLAY_PART).max(OVERLAY_MIN));
-    let data = Arc::new(DataArea::new(
+    let data = DataArea::new(
         device.clone(),
         layout.data_offset,
         found.alloc,
         overlay,
         layout.data_blocks,
-    ));
+    );
+    let data = Arc::new(if superblock.has_log_elsewhere() { data.deferring() } else { data });
     let recovered: Vec<RecoveredInner> = found
         .groups
         .into_iter()

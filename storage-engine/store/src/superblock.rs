@@ -6,18 +6,21 @@ use curve_types::{BLOCK_SIZE, ByteSize, ClusterId, DeviceId};
 use crate::aligned::AlignedBuf;
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::disk::ALIGN;
-use crate::{Disk, StoreError, checkpoint, root};
+use crate::{Disk, StoreError, checkpoint, log_device, root};
 
 /// First bytes of both superblock copies.
 const MAGIC: &[u8; 8] = b"CURVEDEV";
 /// Format 0 promises no compatibility.
 const FORMAT: u32 = 0;
 /// Bytes before the WAL: superblocks in blocks 0 and 1, roots in 2 and 3, the rest reserved.
-const HEAD_LEN: u64 = 64 << 10;
+pub(crate) const HEAD_LEN: u64 = 64 << 10;
 /// Byte offsets of the two copies.
-const COPIES: [u64; 2] = [0, BLOCK_SIZE];
+pub(crate) const COPIES: [u64; 2] = [0, BLOCK_SIZE];
 /// Longest name.
 const NAME_MAX: usize = 255;
+/// Shortest and longest log.
+pub(crate) const WAL_LEN_MIN: u64 = 8 << 20;
+pub(crate) const WAL_LEN_MAX: u64 = 4 << 30;
 /// Smallest device: an 8 MiB WAL and room for a few checkpointed states.
 const SIZE_MIN: u64 = 64 << 20;
 /// Largest device: what a 32-bit block number addresses.
@@ -49,6 +52,11 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// Whether its log lies on another device; see `with_log`.
+    pub fn has_log_elsewhere(&self) -> bool {
+        self.layout.wal_offset >= self.size
+    }
+
     /// Stamped into every batch, root and checkpoint frame, so that what an earlier format left
     /// on the same file is never taken for ours.
     pub(crate) fn salt(&self) -> u64 {
@@ -70,8 +78,17 @@ pub(crate) struct Layout {
 
 impl Layout {
     fn plan(size: u64) -> Self {
+        let wal_len = (size / 16).clamp(WAL_LEN_MIN, WAL_LEN_MAX) / BLOCK_SIZE * BLOCK_SIZE;
+        Self::plan_areas(size, wal_len)
+    }
+
+    /// Of a device whose log of that length lies elsewhere: in its addresses, after its end.
+    fn plan_with_log(size: u64, wal_len: u64) -> Self {
+        Self { wal_offset: size, wal_len, ..Self::plan_areas(size, 0) }
+    }
+
+    fn plan_areas(size: u64, wal_len: u64) -> Self {
         let frame = checkpoint::FRAME_LEN as u64;
-        let wal_len = (size / 16).clamp(8 << 20, 4 << 30) / BLOCK_SIZE * BLOCK_SIZE;
         let state_len = (size / 16).clamp(2 << 20, 64 << 20);
         let rest = size - HEAD_LEN - wal_len - 2 * (state_len + 2 * frame);
         let blocks = rest / (BLOCK_SIZE + 2 * TABLE_BYTES_PER_BLOCK);
@@ -98,8 +115,10 @@ impl Layout {
         let slots = self.slot_len.checked_mul(2).ok_or(Malformed("layout overflow"))?;
         let data_len =
             self.data_blocks.checked_mul(BLOCK_SIZE).ok_or(Malformed("layout overflow"))?;
+        let log_end = end(self.wal_offset, self.wal_len)?;
         let ordered = self.wal_offset >= HEAD_LEN
-            && end(self.wal_offset, self.wal_len)? <= self.checkpoint_offset
+            && self.checkpoint_offset >= HEAD_LEN
+            && (log_end <= self.checkpoint_offset || self.wal_offset == size)
             && end(self.checkpoint_offset, slots)? <= self.data_offset
             && end(self.data_offset, data_len)? <= size;
         let sane = self.wal_len >= 1 << 20
@@ -170,7 +189,8 @@ pub fn inspect(disk: &dyn Disk) -> Result<DeviceState, StoreError> {
 
 /// Names what commonly lies on a disk. Some of these leave the first blocks zero.
 fn known_signature(disk: &dyn Disk) -> Result<Option<String>, StoreError> {
-    const SIGNATURES: [(u64, &[u8], &str); 10] = [
+    const SIGNATURES: [(u64, &[u8], &str); 11] = [
+        (0, log_device::MAGIC, "the log of a Curve device"),
         (0, b"XFSB", "an xfs file system"),
         (0, b"LUKS", "a LUKS volume"),
         (0, b"QFI\xfb", "a qcow2 image"),
@@ -206,6 +226,17 @@ pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<Superblock, St
     write_format(disk, superblock)
 }
 
+/// What `format` would make of the device if its log of that length lay elsewhere.
+pub(crate) fn plan_with_log(
+    disk: &dyn Disk,
+    options: &FormatOptions,
+    wal_len: u64,
+) -> Result<Superblock, StoreError> {
+    let mut superblock = plan(disk, options)?;
+    superblock.layout = Layout::plan_with_log(superblock.size, wal_len);
+    Ok(superblock)
+}
+
 /// As `format`, with a WAL of another length (at least 1 MiB) and at most so many data blocks, so
 /// that tests see many laps of the one and much reuse of the other.
 #[cfg(feature = "sim")]
@@ -221,9 +252,16 @@ pub fn format_small(
     write_format(disk, superblock)
 }
 
-fn write_format(disk: &dyn Disk, superblock: Superblock) -> Result<Superblock, StoreError> {
+pub(crate) fn write_format(
+    disk: &dyn Disk,
+    superblock: Superblock,
+) -> Result<Superblock, StoreError> {
     let io = |step, offset| move |source| StoreError::io(step, offset, source);
-    zero(disk, 2 * BLOCK_SIZE, superblock.layout.checkpoint_offset)?;
+    let Layout { wal_offset, wal_len, checkpoint_offset, .. } = superblock.layout;
+    zero(disk, 2 * BLOCK_SIZE, checkpoint_offset)?;
+    if superblock.has_log_elsewhere() {
+        zero(disk, wal_offset, wal_offset + wal_len)?;
+    }
     let root = checkpoint::write_empty(disk, &superblock)?;
     root::write(disk, &superblock, &root)?;
     disk.sync().map_err(io("sync formatted areas", 0))?;
@@ -374,6 +412,9 @@ mod tests {
             layout.validate(size).unwrap_or_else(|e| panic!("{size}: {}", e.0));
             let share = layout.data_blocks * BLOCK_SIZE * 100 / size;
             assert!(share >= 69, "{size}: only {share} % for data");
+            let bare = Layout::plan_with_log(size, WAL_LEN_MIN);
+            bare.validate(size).unwrap_or_else(|e| panic!("{size}, log elsewhere: {}", e.0));
+            assert!(bare.data_blocks >= layout.data_blocks);
             assert!(layout.data_blocks < u64::from(u32::MAX));
         }
     }

@@ -23,6 +23,7 @@ pub struct Wanted {
     pub mds: Option<u32>,
     pub chunkservers: Option<u32>,
     pub device_size: ByteSize,
+    pub log_device_size: Option<ByteSize>,
 }
 
 /// A wish that cannot be fulfilled.
@@ -65,6 +66,9 @@ pub struct Chunkserver {
     pub data: u16,
     pub metrics: u16,
     pub device_size: u64,
+    /// If its log has a device of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_device_size: Option<u64>,
 }
 
 /// A child's name and its words after `curve`.
@@ -138,6 +142,7 @@ impl Plan {
                 data: port()?,
                 metrics: port()?,
                 device_size: wanted.device_size.0,
+                log_device_size: wanted.log_device_size.map(|size| size.0),
             });
         }
         Ok(self)
@@ -194,11 +199,12 @@ impl Plan {
     }
 
     fn chunkserver_command(&self, dir: &Path, server: &Chunkserver) -> Command {
-        let flags = vec![
+        let file = |name| dir.join(&server.name).join(name).display().to_string();
+        let mut flags = vec![
             ("--name", server.name.clone()),
             ("--host", server.host.clone()),
             ("--zone", server.zone.clone()),
-            ("--device", dir.join(&server.name).join("device").display().to_string()),
+            ("--device", file("device")),
             ("--device-size", server.device_size.to_string()),
             ("--listen", loopback(server.data)),
             ("--advertise", loopback(server.data)),
@@ -206,6 +212,10 @@ impl Plan {
             ("--mds", self.endpoints().join(",")),
             ("--tls-dir", pki::tls_dir(dir, &server.name).display().to_string()),
         ];
+        if let Some(size) = server.log_device_size {
+            flags.push(("--log-device", file("log")));
+            flags.push(("--log-device-size", size.to_string()));
+        }
         command(dir, "chunkserver", &server.name, flags)
     }
 }
@@ -246,7 +256,8 @@ mod tests {
             next += 1;
             Ok(next)
         };
-        let wanted = Wanted { mds, chunkservers, device_size: ByteSize(1 << 30) };
+        let (device_size, log_device_size) = (ByteSize(1 << 30), None);
+        let wanted = Wanted { mds, chunkservers, device_size, log_device_size };
         plan.extend(&wanted, &mut port)
     }
 

@@ -1,0 +1,289 @@
+//! A log on a device of its own: how it is known to belong to the other one, and both as one disk.
+//!
+//! The log's device begins with two copies of a block that names the device it belongs to; the ring
+//! begins at 64 KiB. In the addresses of the joined disk it lies after the end of the other device.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use curve_types::{BLOCK_SIZE, ByteSize, ClusterId, DeviceId};
+
+use crate::aligned::AlignedBuf;
+use crate::codec::{Get, Malformed, Put, crc32c};
+use crate::disk::ALIGN;
+use crate::superblock::{
+    COPIES, HEAD_LEN, WAL_LEN_MAX, WAL_LEN_MIN, plan_with_log, write_format,
+};
+use crate::{
+    AsyncReads, DeviceState, Disk, FormatOptions, StoreError, Superblock, inspect, superblock,
+};
+
+/// First bytes of both copies.
+pub(crate) const MAGIC: &[u8; 8] = b"CURVEWAL";
+const FORMAT: u32 = 0;
+
+/// What a log's device says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Owner {
+    cluster: ClusterId,
+    device: DeviceId,
+    wal_len: u64,
+}
+
+/// Formats a blank device, with its log on another blank one.
+pub fn format_with_log(
+    disk: Arc<dyn Disk>,
+    log: Arc<dyn Disk>,
+    options: &FormatOptions,
+) -> Result<Arc<dyn Disk>, StoreError> {
+    let wal_len = log.len().saturating_sub(HEAD_LEN).min(WAL_LEN_MAX) / BLOCK_SIZE * BLOCK_SIZE;
+    if wal_len < WAL_LEN_MIN {
+        let (is, min) = (ByteSize(log.len()), ByteSize(WAL_LEN_MIN + HEAD_LEN));
+        return unusable(format!("the log's device is only {is} long, at least {min} are needed"));
+    }
+    match inspect_log(&*log)? {
+        LogDevice::Blank => {}
+        LogDevice::Of(owner) => {
+            return unusable(format!("it holds the log of device {}", owner.device));
+        }
+        LogDevice::Unusable { what } => return unusable(what),
+    }
+    let superblock = plan_with_log(&*disk, options, wal_len)?;
+    // First: a device whose log has not got its name yet would be taken for one that lost it.
+    let owner = Owner { cluster: options.cluster, device: options.device, wal_len };
+    for offset in COPIES {
+        log.write_at(&encode(&owner), offset)
+            .map_err(|source| StoreError::io("write the log's owner", offset, source))?;
+    }
+    let joined = Joined::new(disk, log, superblock.size);
+    write_format(&joined, superblock)?;
+    Ok(Arc::new(joined))
+}
+
+/// A formatted device together with its log.
+pub fn with_log(disk: Arc<dyn Disk>, log: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, StoreError> {
+    let superblock: Superblock = superblock::load(&*disk)?;
+    if !superblock.has_log_elsewhere() {
+        return unusable("it has its log on itself".to_owned());
+    }
+    let owner = match inspect_log(&*log)? {
+        LogDevice::Of(owner) => owner,
+        LogDevice::Blank => return unusable("the log's device is blank".to_owned()),
+        LogDevice::Unusable { what } => return unusable(format!("the log's device: {what}")),
+    };
+    let expected = Owner {
+        cluster: superblock.cluster,
+        device: superblock.device,
+        wal_len: superblock.layout.wal_len,
+    };
+    if owner != expected {
+        return unusable(format!(
+            "the log is that of device {} of cluster {} ({})",
+            owner.device,
+            owner.cluster,
+            ByteSize(owner.wal_len)
+        ));
+    }
+    Ok(Arc::new(Joined::new(disk, log, superblock.size)))
+}
+
+fn unusable<T>(what: String) -> Result<T, StoreError> {
+    Err(StoreError::Unusable { what })
+}
+
+enum LogDevice {
+    Blank,
+    Of(Owner),
+    Unusable { what: String },
+}
+
+fn inspect_log(log: &dyn Disk) -> Result<LogDevice, StoreError> {
+    let mut damage = None;
+    for offset in COPIES {
+        let mut copy = AlignedBuf::take(ALIGN);
+        if offset + ALIGN as u64 > log.len() {
+            break;
+        }
+        log.read_at(&mut copy, offset)
+            .map_err(|source| StoreError::io("read the log's owner", offset, source))?;
+        if !copy.starts_with(MAGIC) {
+            continue;
+        }
+        match decode(&copy) {
+            Ok(owner) if log.len() < HEAD_LEN + owner.wal_len => {
+                let (is, was) = (ByteSize(log.len()), ByteSize(HEAD_LEN + owner.wal_len));
+                let what = format!("it is cut short to {is}, its log needs {was}");
+                return Ok(LogDevice::Unusable { what });
+            }
+            Ok(owner) => return Ok(LogDevice::Of(owner)),
+            Err(malformed) => damage = Some(malformed.0),
+        }
+    }
+    if let Some(why) = damage {
+        return Ok(LogDevice::Unusable { what: format!("its owner is unreadable: {why}") });
+    }
+    Ok(match inspect(log)? {
+        DeviceState::Blank => LogDevice::Blank,
+        DeviceState::Foreign { what } => LogDevice::Unusable { what: format!("it holds {what}") },
+        DeviceState::Damaged { what } => LogDevice::Unusable { what },
+        DeviceState::Formatted(found) => {
+            let what = format!("it is device {} ({})", found.device, found.name);
+            LogDevice::Unusable { what }
+        }
+    })
+}
+
+fn encode(owner: &Owner) -> AlignedBuf {
+    let mut buf = AlignedBuf::with_capacity(ALIGN);
+    buf.put(MAGIC);
+    buf.put_u32(FORMAT);
+    buf.put_u32(BLOCK_SIZE as u32);
+    buf.put(&owner.cluster.to_bytes());
+    buf.put(&owner.device.to_bytes());
+    buf.put_u64(owner.wal_len);
+    buf.pad();
+    let crc = crc32c(&buf[..ALIGN - 4]);
+    buf[ALIGN - 4..].copy_from_slice(&crc.to_le_bytes());
+    buf
+}
+
+/// Of a block that begins with the magic.
+fn decode(block: &[u8]) -> Result<Owner, Malformed> {
+    let (mut fields, mut crc) = block.split_at(ALIGN - 4);
+    if crc.u32()? != crc32c(fields) {
+        return Err(Malformed("checksum does not match"));
+    }
+    let fields = &mut fields;
+    let _magic: [u8; 8] = fields.array()?;
+    if fields.u32()? != FORMAT {
+        return Err(Malformed("format is not 0, the only one this version reads"));
+    }
+    if fields.u32()? != BLOCK_SIZE as u32 {
+        return Err(Malformed("block size is not 4096"));
+    }
+    let cluster = ClusterId::from_bytes(fields.array()?);
+    let device = DeviceId::from_bytes(fields.array()?);
+    let wal_len = fields.u64()?;
+    if !(WAL_LEN_MIN..=WAL_LEN_MAX).contains(&wal_len) || !wal_len.is_multiple_of(BLOCK_SIZE) {
+        return Err(Malformed("the log's length is out of range"));
+    }
+    Ok(Owner { cluster, device, wal_len })
+}
+
+/// Two disks with one range of addresses.
+struct Joined {
+    data: Side,
+    log: Side,
+    /// Where the log's ring begins.
+    split: u64,
+}
+
+struct Side {
+    disk: Arc<dyn Disk>,
+    /// Something was written since the last sync began.
+    written: AtomicBool,
+    /// Whoever finds nothing to sync waits for the sync that is under way.
+    syncing: Mutex<()>,
+}
+
+impl Side {
+    /// What an earlier process has written may not be durable yet.
+    fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, written: AtomicBool::new(true), syncing: Mutex::new(()) }
+    }
+
+    fn write(&self, write: impl FnOnce(&dyn Disk) -> io::Result<()>) -> io::Result<()> {
+        let written = write(&*self.disk);
+        // Also after an error: part of it may be there.
+        self.written.store(true, Ordering::Release);
+        written
+    }
+
+    fn is_written(&self) -> bool {
+        self.written.load(Ordering::Acquire)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.written.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let synced = self.disk.sync();
+        if synced.is_err() {
+            self.written.store(true, Ordering::Release);
+        }
+        synced
+    }
+}
+
+impl Joined {
+    fn new(data: Arc<dyn Disk>, log: Arc<dyn Disk>, split: u64) -> Self {
+        Self { data: Side::new(data), log: Side::new(log), split }
+    }
+
+    /// The disk at this address, and where there.
+    fn side(&self, offset: u64) -> (&Side, u64) {
+        match offset.checked_sub(self.split) {
+            None => (&self.data, offset),
+            Some(within) => (&self.log, HEAD_LEN + within),
+        }
+    }
+}
+
+impl Disk for Joined {
+    fn len(&self) -> u64 {
+        self.split + self.log.disk.len() - HEAD_LEN
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let (side, offset) = self.side(offset);
+        side.disk.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let (side, offset) = self.side(offset);
+        side.write(|disk| disk.write_at(buf, offset))
+    }
+
+    fn write_all_at(&self, writes: &[(u64, &[u8])]) -> io::Result<()> {
+        let of = |wanted: &Side| -> Vec<(u64, &[u8])> {
+            let placed = writes.iter().map(|(offset, buf)| (self.side(*offset), *buf));
+            let own = placed.filter(|((side, _), _)| std::ptr::eq(*side, wanted));
+            own.map(|((_, offset), buf)| (offset, buf)).collect()
+        };
+        for side in [&self.data, &self.log] {
+            let writes = of(side);
+            if !writes.is_empty() {
+                side.write(|disk| disk.write_all_at(&writes))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Of the data only: the log was written once when it was formatted.
+    fn next_unwritten(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let found = self.data.disk.next_unwritten(from)?;
+        let within = |range: Range<u64>| range.start..range.end.min(self.split);
+        Ok(found.map(within).filter(|range| !range.is_empty()))
+    }
+
+    fn async_reads(&self) -> Option<&Arc<AsyncReads>> {
+        self.data.disk.async_reads()
+    }
+
+    /// Both at once: a thread for the time of a sync costs less than waiting for one after the
+    /// other.
+    fn sync(&self) -> io::Result<()> {
+        if !self.data.is_written() || !self.log.is_written() {
+            return self.log.sync().and_then(|()| self.data.sync());
+        }
+        std::thread::scope(|scope| {
+            let data = scope.spawn(|| self.data.sync());
+            let log = self.log.sync();
+            let data = data.join().map_err(|_| io::Error::other("the sync panicked"))?;
+            log.and(data)
+        })
+    }
+}
