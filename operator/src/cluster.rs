@@ -36,7 +36,7 @@ use names::{ClusterKey, FINALIZER, LABEL_COMPONENT, LABEL_HOSTNAME, MDS_GRPC_POR
 use placement::{Bindings, plan_placement};
 use rollout::RolloutStep;
 use status::{Look, Notice, StatusInputs};
-use validate::{SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
+use validate::{Kept, SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
 
 /// Time between two looks at a cluster in which nothing changes in Kubernetes.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -200,7 +200,7 @@ async fn replace_mds(
 ) -> Result<(), ReconcileError> {
     let set = &validated.mds;
     let pod = validated.pod_name(set, ordinal);
-    let volume = validated.volume_name(set, ordinal);
+    let volume = validated.volume_name(set, Kept::Data, ordinal);
     let there = observed.volumes.iter().find(|there| there.name_any() == volume);
     if there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()) {
         let node = observed.bound_nodes().remove(&volume).unwrap_or_default();
@@ -208,7 +208,7 @@ async fn replace_mds(
         let notice = Notice::normal("MdsReplaced", message);
         context.publish(&cluster.object_ref(&()), "Reconcile", &[notice]).await;
     }
-    let claim = validated.claim_name(set, ordinal);
+    let claim = validated.claim_name(set, Kept::Data, ordinal);
     Ok(apply::abandon(&context.client, &validated.namespace, &pod, &claim, &volume).await?)
 }
 
@@ -218,7 +218,7 @@ fn bound_of(
     bound_nodes: &BTreeMap<String, String>,
 ) -> Bindings {
     let bound = (0..set.count).filter_map(|ordinal| {
-        let node = bound_nodes.get(&validated.volume_name(set, ordinal))?;
+        let node = bound_nodes.get(&validated.volume_name(set, Kept::Data, ordinal))?;
         Some((ordinal, node.clone()))
     });
     bound.collect()

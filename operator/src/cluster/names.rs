@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kube::{Resource, ResourceExt};
 use thiserror::Error;
 
-use super::validate::{SetRole, ValidatedCluster, ValidatedSet};
+use super::validate::{Kept, SetRole, ValidatedCluster, ValidatedSet};
 
 /// Field manager of server-side apply.
 pub const FIELD_MANAGER: &str = "curve-operator";
@@ -189,28 +189,33 @@ impl ValidatedCluster {
         labels
     }
 
-    /// Cluster-scoped name of the local volume of a pod. A namespace has no dot, so the name is
-    /// unique.
-    pub fn volume_name(&self, set: &ValidatedSet, ordinal: u32) -> String {
-        format!("curve.{}.{}", self.namespace, self.pod_name(set, ordinal))
+    /// Cluster-scoped name of a local volume of a pod. Neither a namespace nor a pod that we make
+    /// has a dot, so the name is unique.
+    pub fn volume_name(&self, set: &ValidatedSet, kept: Kept, ordinal: u32) -> String {
+        let name = format!("curve.{}.{}", self.namespace, self.pod_name(set, ordinal));
+        match kept {
+            Kept::Data => name,
+            Kept::Log => format!("{name}.log"),
+        }
     }
 
-    /// Directory of a pod's data on its node, below the `hostPath` of its set.
+    /// Directory of a pod's data or log on its node, below the `hostPath` of its set.
     pub fn host_path(&self, set: &ValidatedSet, ordinal: u32, base: &str) -> String {
         format!("{base}/{}/{}", self.key().host_directory(), self.pod_name(set, ordinal))
     }
 
     /// Name of the claim that the StatefulSet makes for a pod.
-    pub fn claim_name(&self, set: &ValidatedSet, ordinal: u32) -> String {
-        format!("{}-{}", claim_template(&set.role), self.pod_name(set, ordinal))
+    pub fn claim_name(&self, set: &ValidatedSet, kept: Kept, ordinal: u32) -> String {
+        format!("{}-{}", claim_template(&set.role, kept), self.pod_name(set, ordinal))
     }
 }
 
 /// Name of the volume in the pod, and first part of the claim's name.
-pub fn claim_template(role: &SetRole) -> &'static str {
-    match role {
-        SetRole::Mds => "data",
-        SetRole::Chunkserver { .. } => "device",
+pub fn claim_template(role: &SetRole, kept: Kept) -> &'static str {
+    match (kept, role) {
+        (Kept::Log, _) => "log",
+        (Kept::Data, SetRole::Mds) => "data",
+        (Kept::Data, SetRole::Chunkserver { .. }) => "device",
     }
 }
 

@@ -163,7 +163,7 @@ async fn everything_that_is_wanted_is_applied() {
         wanted.extend([format!("/services/{name}"), format!("/statefulsets/{name}")]);
         wanted.extend(
             (0..set.count).map(|ordinal| {
-                format!("/persistentvolumes/{}", validated.volume_name(set, ordinal))
+                format!("/persistentvolumes/{}", validated.volume_name(set, Kept::Data, ordinal))
             }),
         );
     }

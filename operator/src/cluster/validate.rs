@@ -59,6 +59,8 @@ pub struct ValidatedSet {
     pub role: SetRole,
     pub count: u32,
     pub storage: ValidatedStorage,
+    /// Where they keep their logs, if not there. Of the same kind.
+    pub log: Option<ValidatedStorage>,
     pub node_selector: BTreeMap<String, String>,
     pub tolerations: Vec<Toleration>,
     pub resources: Option<ResourceRequirements>,
@@ -69,6 +71,21 @@ pub struct ValidatedSet {
 pub enum SetRole {
     Mds,
     Chunkserver { node_set: String, device_class: Option<String> },
+}
+
+/// What a pod keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Data,
+    Log,
+}
+
+impl ValidatedSet {
+    /// What each pod keeps, and where.
+    pub fn stores(&self) -> impl Iterator<Item = (Kept, &ValidatedStorage)> {
+        std::iter::once((Kept::Data, &self.storage))
+            .chain(self.log.iter().map(|log| (Kept::Log, log)))
+    }
 }
 
 /// Where the pods of a set keep their data.
@@ -175,9 +192,12 @@ pub fn validate_inheritance(
 ) -> Result<(), Invalid> {
     let mut wanted = BTreeMap::new();
     for set in cluster.sets() {
-        let ValidatedStorage::HostPath { path, .. } = &set.storage else { continue };
-        for ordinal in 0..set.count {
-            wanted.insert(cluster.volume_name(set, ordinal), cluster.host_path(set, ordinal, path));
+        for (kept, storage) in set.stores() {
+            let ValidatedStorage::HostPath { path, .. } = storage else { continue };
+            for ordinal in 0..set.count {
+                let name = cluster.volume_name(set, kept, ordinal);
+                wanted.insert(name, cluster.host_path(set, ordinal, path));
+            }
         }
     }
     for (name, path) in volumes {
@@ -225,6 +245,7 @@ fn validate_mds(
         role: SetRole::Mds,
         count: mds.replicas.unsigned_abs(),
         storage,
+        log: None,
         node_selector,
         tolerations,
         resources: mds.resources.clone(),
@@ -246,6 +267,10 @@ fn validate_node_set(set: &NodeSet, field: &str) -> Result<ValidatedSet, Invalid
     if set.count < 1 {
         return invalid(&format!("{field}.count"), format!("{} is less than 1", set.count));
     }
+    let storage = validate_storage(&set.device, &format!("{field}.device"))?;
+    let log_field = format!("{field}.logDevice");
+    let log = set.log_device.as_ref().map(|log| validate_log(log, &storage, &log_field));
+    let log = log.transpose()?;
     let Placement { node_selector, tolerations } = set.placement.clone().unwrap_or_default();
     Ok(ValidatedSet {
         role: SetRole::Chunkserver {
@@ -253,11 +278,31 @@ fn validate_node_set(set: &NodeSet, field: &str) -> Result<ValidatedSet, Invalid
             device_class: set.device_class.clone(),
         },
         count: set.count.unsigned_abs(),
-        storage: validate_storage(&set.device, &format!("{field}.device"))?,
+        storage,
+        log,
         node_selector,
         tolerations,
         resources: set.resources.clone(),
     })
+}
+
+fn validate_log(
+    log: &Storage,
+    device: &ValidatedStorage,
+    field: &str,
+) -> Result<ValidatedStorage, Invalid> {
+    let log = validate_storage(log, field)?;
+    match (&log, device) {
+        (ValidatedStorage::Claim { .. }, ValidatedStorage::Claim { .. }) => Ok(log),
+        (
+            ValidatedStorage::HostPath { path, .. },
+            ValidatedStorage::HostPath { path: of_device, .. },
+        ) => match path == of_device {
+            false => Ok(log),
+            true => invalid(&format!("{field}.hostPath"), format!("{path} is that of device")),
+        },
+        _ => invalid(field, "must be of the same kind as device".into()),
+    }
 }
 
 fn validate_storage(storage: &Storage, field: &str) -> Result<ValidatedStorage, Invalid> {

@@ -155,6 +155,15 @@ impl Default for Mds {
         "has(self.deviceClass) == has(oldSelf.deviceClass) && \
          (!has(self.deviceClass) || self.deviceClass == oldSelf.deviceClass)"
     ).message("deviceClass is fixed: pools have placed data by it"),
+    validation = Rule::new("has(self.logDevice) == has(oldSelf.logDevice)")
+        .message("logDevice is fixed: a device is formatted for it"),
+    validation = Rule::new(
+        "!has(self.logDevice) || has(self.logDevice.hostPath) == has(self.device.hostPath)"
+    ).message("logDevice must be of the same kind as device: hostPath or volumeClaimTemplate"),
+    validation = Rule::new(
+        "!has(self.logDevice) || !has(self.logDevice.hostPath) || \
+         self.logDevice.hostPath != self.device.hostPath"
+    ).message("logDevice.hostPath must be on another disk than device.hostPath"),
 )]
 pub struct NodeSet {
     /// Part of the pods' names: CLUSTER-NAME-ORDINAL. No dash, so that no two clusters can ever
@@ -175,6 +184,10 @@ pub struct NodeSet {
 
     /// Where each chunkserver keeps its data.
     pub device: Storage,
+
+    /// Where each keeps its log instead, on a faster disk; of the same kind as `device`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_device: Option<Storage>,
 
     /// Which nodes may be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]

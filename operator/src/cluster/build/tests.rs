@@ -103,6 +103,29 @@ fn the_long_form_becomes_these_objects() {
 }
 
 #[test]
+fn a_log_gets_a_volume_a_claim_and_a_place_in_the_pod() {
+    let cluster = validated_with(json!({"nodeSets": [{
+        "name": "hdd", "count": 1, "device": {"hostPath": "/hdd", "size": "1Ti"},
+        "logDevice": {"hostPath": "/nvme", "size": "4Gi"},
+    }]}));
+    let actual = built(&cluster, &[bound(&["node1"]), bound(&["node1"])], AddressFamily::V4);
+    let volume = &actual["PersistentVolume curve.curve.demo-hdd-0.log"]["spec"];
+    let path = volume["hostPath"]["path"].as_str().expect("a path");
+    assert!(path.starts_with("/nvme/") && path.ends_with("/demo-hdd-0"), "{path}");
+    assert_eq!(volume["claimRef"]["name"], "log-demo-hdd-0");
+    assert_eq!(volume["capacity"]["storage"], "4Gi");
+    let set = &actual["StatefulSet demo-hdd"]["spec"];
+    assert_eq!(set["volumeClaimTemplates"][1]["metadata"]["name"], "log");
+    let container = &set["template"]["spec"]["containers"][0];
+    let mount = json!({"name": "log", "mountPath": "/log"});
+    assert!(container["volumeMounts"].as_array().expect("mounts").contains(&mount));
+    let args: Vec<&str> =
+        container["args"].as_array().expect("words").iter().filter_map(Value::as_str).collect();
+    let flags = ["--log-device", "/log/log", "--log-device-size", "4294967296"];
+    assert!(args.windows(4).any(|words| words == flags), "{args:?}");
+}
+
+#[test]
 fn a_set_gets_only_as_many_replicas_as_have_a_place() {
     let cluster = validated_with(json!({}));
     let actual = built(&cluster, &[bound(&["node1"]), bound(&[])], AddressFamily::V4);

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::cluster::names::{ANNOTATION_NODE, LABEL_HOSTNAME};
 use crate::cluster::placement::Bindings;
 use crate::cluster::status::exact_quantity;
-use crate::cluster::validate::{ValidatedCluster, ValidatedSet, ValidatedStorage};
+use crate::cluster::validate::{Kept, ValidatedCluster, ValidatedSet, ValidatedStorage};
 use crate::object::typed;
 
 /// A volume for every bound ordinal of every set with local storage.
@@ -22,36 +22,45 @@ pub fn build_volumes(
 ) -> Vec<PersistentVolume> {
     let mut volumes = Vec::new();
     for (set, bound) in cluster.sets().zip(bindings) {
-        let ValidatedStorage::HostPath { path, .. } = &set.storage else { continue };
         for (ordinal, node) in bound {
             // The label of a node that is gone for now is not known; by convention it is its name.
-            let hostname = hostnames.get(node).unwrap_or(node);
-            volumes.push(build_volume(cluster, set, *ordinal, path, node, hostname));
+            let place = Place { node, hostname: hostnames.get(node).unwrap_or(node) };
+            let stores = set.stores();
+            volumes.extend(stores.filter_map(|store| {
+                build_volume(cluster, set, *ordinal, store, place)
+            }));
         }
     }
     volumes
 }
 
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    node: &'a str,
+    hostname: &'a str,
+}
+
+/// None if the storage is not local.
 fn build_volume(
     cluster: &ValidatedCluster,
     set: &ValidatedSet,
     ordinal: u32,
-    path: &str,
-    node: &str,
-    hostname: &str,
-) -> PersistentVolume {
+    (kept, storage): (Kept, &ValidatedStorage),
+    Place { node, hostname }: Place<'_>,
+) -> Option<PersistentVolume> {
+    let ValidatedStorage::HostPath { path, size } = storage else { return None };
     let directory = cluster.host_path(set, ordinal, path);
-    typed(json!({
+    Some(typed(json!({
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {
-            "name": cluster.volume_name(set, ordinal),
+            "name": cluster.volume_name(set, kept, ordinal),
             "labels": cluster.set_labels(set),
             "annotations": {ANNOTATION_NODE: node},
         },
         "spec": {
             "accessModes": ["ReadWriteOnce"],
-            "capacity": {"storage": exact_quantity(set.storage.size().0)},
+            "capacity": {"storage": exact_quantity(size.0)},
             "volumeMode": "Filesystem",
             "persistentVolumeReclaimPolicy": "Retain",
             "hostPath": {"path": directory, "type": "DirectoryOrCreate"},
@@ -59,11 +68,11 @@ fn build_volume(
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
                 "namespace": cluster.namespace,
-                "name": cluster.claim_name(set, ordinal),
+                "name": cluster.claim_name(set, kept, ordinal),
             },
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                 {"key": LABEL_HOSTNAME, "operator": "In", "values": [hostname]},
             ]}]}},
         },
-    }))
+    })))
 }

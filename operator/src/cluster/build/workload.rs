@@ -18,7 +18,7 @@ use crate::cluster::names::{
 };
 use crate::cluster::placement::{Bindings, local_tolerations};
 use crate::cluster::status::exact_quantity;
-use crate::cluster::validate::{SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
+use crate::cluster::validate::{Kept, SetRole, ValidatedCluster, ValidatedSet, ValidatedStorage};
 use crate::object::typed;
 
 /// Requests where the spec names none: small enough for three nodes that share two cores.
@@ -29,6 +29,7 @@ const GRACE_SECONDS: u32 = 30;
 const TLS_DIR: &str = "/etc/curve/tls";
 const CLIENT_DIR: &str = "/etc/curve/client";
 const DATA_DIR: &str = "/data";
+const LOG_DIR: &str = "/log";
 /// A probe starts a process, so not too often.
 const PROBE_SECONDS: u32 = 5;
 
@@ -95,26 +96,35 @@ fn build_stateful_set(
                 },
                 "spec": pod_spec(cluster, set, inputs.family),
             },
-            "volumeClaimTemplates": [claim(cluster, set)],
+            "volumeClaimTemplates": claims(cluster, set),
         },
     }))
 }
 
-fn claim(cluster: &ValidatedCluster, set: &ValidatedSet) -> Value {
+fn claims(cluster: &ValidatedCluster, set: &ValidatedSet) -> Vec<Value> {
+    set.stores().map(|(kept, storage)| claim(cluster, set, kept, storage)).collect()
+}
+
+fn claim(
+    cluster: &ValidatedCluster,
+    set: &ValidatedSet,
+    kept: Kept,
+    storage: &ValidatedStorage,
+) -> Value {
     // An empty class asks for an existing volume: the one whose claimRef names this claim.
-    let class = match &set.storage {
+    let class = match storage {
         ValidatedStorage::HostPath { .. } => Some(String::new()),
         ValidatedStorage::Claim { class, .. } => class.clone(),
     };
     json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": claim_template(&set.role), "labels": cluster.set_labels(set)},
+        "metadata": {"name": claim_template(&set.role, kept), "labels": cluster.set_labels(set)},
         "spec": {
             "accessModes": ["ReadWriteOnce"],
             "storageClassName": class,
             "volumeMode": "Filesystem",
-            "resources": {"requests": {"storage": exact_quantity(set.storage.size().0)}},
+            "resources": {"requests": {"storage": exact_quantity(storage.size().0)}},
         },
     })
 }
@@ -165,10 +175,16 @@ fn container(cluster: &ValidatedCluster, set: &ValidatedSet, family: AddressFami
         field("NODE_NAME", "spec.nodeName"),
     ];
     let mut mounts = vec![
-        json!({"name": claim_template(&set.role), "mountPath": DATA_DIR}),
         json!({"name": "tls", "mountPath": TLS_DIR, "readOnly": true}),
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
+    mounts.splice(0..0, set.stores().map(|(kept, _)| {
+        let path = match kept {
+            Kept::Data => DATA_DIR,
+            Kept::Log => LOG_DIR,
+        };
+        json!({"name": claim_template(&set.role, kept), "mountPath": path})
+    }));
     let (args, ports) = match &set.role {
         SetRole::Mds => {
             env.push(json!({"name": "CURVE_CONFIG", "value": format!("{CLIENT_DIR}/client.toml")}));
@@ -257,7 +273,11 @@ fn chunkserver_args(
         ("--tls-dir", TLS_DIR.into()),
     ];
     let class = device_class.map(|class| ("--device-class", class.to_owned()));
-    words("chunkserver", flags.into_iter().chain(class))
+    let log = set.log.iter().flat_map(|log| {
+        let size = log.device_size().0.to_string();
+        [("--log-device", format!("{LOG_DIR}/log")), ("--log-device-size", size)]
+    });
+    words("chunkserver", flags.into_iter().chain(class).chain(log))
 }
 
 /// A role and its flags as the words of a command line.

@@ -78,6 +78,18 @@ fn what_cannot_be_carried_out_is_refused_by_field() {
         ),
         (set(json!({"device": {"hostPath": "/d", "size": "1Mi"}})), "spec.nodeSets[0].device"),
         (set(json!({"device": {}})), "spec.nodeSets[0].device"),
+        (
+            set(json!({"logDevice": {"hostPath": "/data", "size": "1Gi"}})),
+            "spec.nodeSets[0].logDevice.hostPath",
+        ),
+        (
+            set(json!({"logDevice": {"volumeClaimTemplate": {"size": "1Gi"}}})),
+            "spec.nodeSets[0].logDevice",
+        ),
+        (
+            set(json!({"logDevice": {"hostPath": "/log", "size": "1Mi"}})),
+            "spec.nodeSets[0].logDevice",
+        ),
         (set(json!({"device": {"hostPath": "/d"}})), "spec.nodeSets[0].device"),
         (json!({"mds": {"replicas": 2}}), "spec.mds.replicas"),
         (json!({"recovery": {"outAfter": "soon"}}), "spec.recovery.outAfter"),
