@@ -14,6 +14,7 @@ const READY: Duration = Duration::from_secs(240);
 const ROLLED: Duration = Duration::from_secs(420);
 const OBJECT: &str = "curvecluster/small";
 const HOST_PATH: &str = "/var/lib/curve-e2e-small";
+const LOG_PATH: &str = "/var/lib/curve-e2e-small-log";
 /// Another name for the operator's own image.
 const OTHER_IMAGE: &str = "localhost/curve:e2e-other";
 
@@ -69,6 +70,7 @@ spec:
   - name: disks
     count: {count}
     device: {{hostPath: {HOST_PATH}, size: 1Gi}}
+    logDevice: {{hostPath: {LOG_PATH}, size: 512Mi}}
     resources: {{requests: {{cpu: {cpu}, memory: 64Mi}}}}
 "
     ))?;
@@ -277,10 +279,11 @@ spec:
   - name: look
     image: localhost/curve-test:dev
     imagePullPolicy: Never
-    command: [sh, -c, \"ls -A /host\"]
-    volumeMounts: [{{name: host, mountPath: /host}}]
+    command: [sh, -c, \"ls -A /host /log\"]
+    volumeMounts: [{{name: host, mountPath: /host}}, {{name: log, mountPath: /log}}]
   volumes:
   - {{name: host, hostPath: {{path: {HOST_PATH}}}}}
+  - {{name: log, hostPath: {{path: {LOG_PATH}}}}}
 "
     ))?;
     kubectl::wait_field(ns, "pod/look", "{.status.phase}", "Succeeded", READY)?;

@@ -94,7 +94,9 @@ fn what_can_be_carried_out_is_accepted() {
 #[test]
 fn impossible_values_are_refused_with_the_reason() {
     let claim = json!({"size": "10Gi"});
-    let cases: [(&str, Value, &str); 10] = [
+    let log_claim = json!({"volumeClaimTemplate": {"size": "1Gi"}});
+    let log_beside = json!({"hostPath": "/var/lib/curve", "size": "1Gi"});
+    let cases: [(&str, Value, &str); 12] = [
         ("/metadata/name", json!("1-demo"), "begins with a letter"),
         ("/metadata/name", json!("a-name-that-is-much-longer-than-it-may-be"), "30 characters"),
         ("/spec/mds/replicas", json!(2), "must be 3, or 1"),
@@ -105,6 +107,8 @@ fn impossible_values_are_refused_with_the_reason() {
         (&at("device/size"), Value::Null, "size goes with hostPath"),
         (&at("device/size"), json!("100Mi"), "512Mi or more"),
         (&at("device/volumeClaimTemplate"), claim, "exactly one of hostPath"),
+        (&at("logDevice"), log_claim, "logDevice must be of the same kind"),
+        (&at("logDevice"), log_beside, "must be on another disk"),
     ];
     for (pointer, value, words) in cases {
         let object = cluster(&[(pointer, value.clone())]);
@@ -121,13 +125,14 @@ fn changes_that_would_lose_data_are_refused_with_the_reason() {
     });
     let claim = json!({"volumeClaimTemplate": {"size": "10Gi"}});
     let storage = json!({"hostPath": "/fast", "size": "1Gi"});
-    let cases: [(&str, Value, &str); 9] = [
+    let cases: [(&str, Value, &str); 10] = [
         (&at("count"), json!(2), "count cannot shrink"),
         (&at("device/size"), json!("5Gi"), "raise count for more capacity"),
         (&at("device/size"), json!("20Gi"), "raise count for more capacity"),
         (&at("device/hostPath"), json!("/other"), "hostPath is fixed"),
         (&at("device"), claim, "hostPath is fixed"),
         (&at("deviceClass"), json!("ssd"), "deviceClass is fixed"),
+        (&at("logDevice"), storage.clone(), "logDevice is fixed"),
         ("/spec/mds/replicas", json!(1), "mds.replicas is fixed"),
         ("/spec/mds/storage", storage, "mds.storage is fixed"),
         ("/spec/nodeSets/0", other, "a node set cannot be removed"),
