@@ -19,6 +19,9 @@ use crate::crd::{
 const MDS_SIZE_DEFAULT: ByteSize = ByteSize(1 << 30);
 /// Smallest device; below this a WAL ring, two checkpoints and data do not fit.
 const DEVICE_SIZE_MIN: ByteSize = ByteSize(512 << 20);
+/// A log is at least this part of its device, up to so much: a chunkserver refuses less.
+const LOG_PART: u64 = 256;
+const LOG_LEAST_MAX: u64 = 1 << 30;
 /// A claim's file system keeps some of its bytes for itself (ext4 about 7 % with its reserve).
 const CLAIM_USABLE_PERCENT: u64 = 90;
 /// Devices are whole chunks.
@@ -292,6 +295,11 @@ fn validate_log(
     field: &str,
 ) -> Result<ValidatedStorage, Invalid> {
     let log = validate_storage(log, field)?;
+    let least = ByteSize((device.device_size().0 / LOG_PART).min(LOG_LEAST_MAX));
+    if log.device_size() < least {
+        let problem = format!("{} is less than the {least} that such a device needs", log.size());
+        return invalid(field, problem);
+    }
     match (&log, device) {
         (ValidatedStorage::Claim { .. }, ValidatedStorage::Claim { .. }) => Ok(log),
         (

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use curve_client::{MdsClient, MdsError, MdsErrorKind};
 use curve_raft::in_thread;
 use curve_store::{
-    DeviceState, Disk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions, format,
-    format_with_log, inspect, simulate::open_or_create, with_log,
+    DeviceState, Disk, FormatOptions, RecoveredGroup, Store, StoreError, StoreOptions, Superblock,
+    check_blank_log, check_log, format, format_with_log, inspect, simulate::open_or_create,
+    with_log,
 };
 use curve_types::{ClusterId, DeviceId};
 use curve_wire::auth::Key;
@@ -36,6 +37,11 @@ pub enum DeviceError {
          with zeroes: it then joins as a new device and its data comes from the other replicas"
     )]
     Damaged { path: PathBuf, what: String },
+    #[error(
+        "the log {path} cannot be used; a device and its log belong together: to give one up, \
+         overwrite both with zeroes"
+    )]
+    Log { path: PathBuf, source: StoreError },
     #[error("device {path} ({device} of cluster {cluster}) was not admitted")]
     Refused { path: PathBuf, device: DeviceId, cluster: ClusterId, source: MdsError },
     #[error("no identity was granted to the blank device {path}")]
@@ -62,21 +68,30 @@ pub(crate) async fn open(
     let path = options.device.clone();
     let size = options.device_size.0;
     let log_device = options.log_device.clone();
-    let (disk, log, state) = in_thread(move || {
+    let (disk, log, found) = in_thread(move || {
         let open = |path: &Path, size| {
             open_or_create(path, size)
                 .map_err(|source| DeviceError::Open { path: path.to_owned(), source })
         };
         let disk = open(&path, size)?;
-        let state = look(&*disk, &path)?;
-        let log = log_device.map(|(path, size)| open(&path, size.0)).transpose()?;
-        Ok((disk, log, state))
+        let found = look(&*disk, &path)?;
+        let log = log_device.map(|(path, size)| {
+            let log = open(&path, size.0)?;
+            // Before the MDS gives the device a name.
+            let checked = match &found {
+                None => check_blank_log(&*log),
+                Some(found) => check_log(&*log, found),
+            };
+            checked.map_err(|source| DeviceError::Log { path, source })?;
+            Ok(log)
+        });
+        Ok((disk, log.transpose()?, found))
     })
     .await?;
     let size = disk.len();
-    let (admitted, grant) = match state {
-        Identity::Blank => (register_blank(options, mds, size).await?, true),
-        Identity::Formatted(device, cluster) => {
+    let (admitted, grant) = match found {
+        None => (register_blank(options, mds, size).await?, true),
+        Some(Superblock { device, cluster, .. }) => {
             (register_again(options, mds, size, device, cluster).await?, false)
         }
     };
@@ -102,19 +117,13 @@ pub(crate) async fn open(
     .await
 }
 
-/// What lies on a device that may be served.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Identity {
-    Blank,
-    Formatted(DeviceId, ClusterId),
-}
-
-fn look(disk: &dyn Disk, path: &Path) -> Result<Identity, DeviceError> {
+/// None of a blank device.
+fn look(disk: &dyn Disk, path: &Path) -> Result<Option<Superblock>, DeviceError> {
     let state =
         inspect(disk).map_err(|source| DeviceError::Store { path: path.to_owned(), source })?;
     match state {
-        DeviceState::Blank => Ok(Identity::Blank),
-        DeviceState::Formatted(found) => Ok(Identity::Formatted(found.device, found.cluster)),
+        DeviceState::Blank => Ok(None),
+        DeviceState::Formatted(found) => Ok(Some(found)),
         DeviceState::Foreign { what } => Err(DeviceError::Foreign { path: path.to_owned(), what }),
         DeviceState::Damaged { what } => Err(DeviceError::Damaged { path: path.to_owned(), what }),
     }

@@ -49,6 +49,14 @@ pub trait Disk: Send + Sync + 'static {
     }
     /// Makes every write that has returned durable.
     fn sync(&self) -> io::Result<()>;
+    /// Whether the log lies on a disk of its own.
+    fn has_log(&self) -> bool {
+        false
+    }
+    /// Makes every write to the log that has returned durable.
+    fn sync_log(&self) -> io::Result<()> {
+        self.sync()
+    }
 }
 
 impl<D: Disk + ?Sized> Disk for Arc<D> {
@@ -78,5 +86,13 @@ impl<D: Disk + ?Sized> Disk for Arc<D> {
 
     fn sync(&self) -> io::Result<()> {
         (**self).sync()
+    }
+
+    fn has_log(&self) -> bool {
+        (**self).has_log()
+    }
+
+    fn sync_log(&self) -> io::Result<()> {
+        (**self).sync_log()
     }
 }

@@ -96,6 +96,11 @@ impl Device {
             .map_err(|source| self.fail(StoreError::io(step, offset, source)))
     }
 
+    pub fn sync_log(&self, step: &'static str) -> Result<(), StoreError> {
+        self.check()?;
+        self.disk.sync_log().map_err(|source| self.fail(StoreError::io(step, 0, source)))
+    }
+
     pub fn sync(&self, step: &'static str) -> Result<(), StoreError> {
         self.check()?;
         self.disk.sync().map_err(|source| self.fail(StoreError::io(step, 0, source)))

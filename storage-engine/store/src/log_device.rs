@@ -23,6 +23,10 @@ use crate::{
 /// First bytes of both copies.
 pub(crate) const MAGIC: &[u8; 8] = b"CURVEWAL";
 const FORMAT: u32 = 0;
+/// A log is at least this part of its device, up to `WAL_LEN_LEAST_MAX`: each quarter of it costs a
+/// checkpoint of all tables.
+const WAL_PART: u64 = 256;
+const WAL_LEN_LEAST_MAX: u64 = 1 << 30;
 
 /// What a log's device says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +34,8 @@ struct Owner {
     cluster: ClusterId,
     device: DeviceId,
     wal_len: u64,
+    /// False until the device that it belongs to is formatted: before, there is nothing in it.
+    in_use: bool,
 }
 
 /// Formats a blank device, with its log on another blank one.
@@ -39,54 +45,76 @@ pub fn format_with_log(
     options: &FormatOptions,
 ) -> Result<Arc<dyn Disk>, StoreError> {
     let wal_len = log.len().saturating_sub(HEAD_LEN).min(WAL_LEN_MAX) / BLOCK_SIZE * BLOCK_SIZE;
-    if wal_len < WAL_LEN_MIN {
-        let (is, min) = (ByteSize(log.len()), ByteSize(WAL_LEN_MIN + HEAD_LEN));
+    let least = (options.size / WAL_PART).clamp(WAL_LEN_MIN, WAL_LEN_LEAST_MAX);
+    if wal_len < least {
+        let (is, min) = (ByteSize(log.len()), ByteSize(least + HEAD_LEN));
         return unusable(format!("the log's device is only {is} long, at least {min} are needed"));
     }
-    match inspect_log(&*log)? {
-        LogDevice::Blank => {}
-        LogDevice::Of(owner) => {
-            return unusable(format!("it holds the log of device {}", owner.device));
-        }
-        LogDevice::Unusable { what } => return unusable(what),
-    }
+    check_blank_log(&*log)?;
     let superblock = plan_with_log(&*disk, options, wal_len)?;
-    // First: a device whose log has not got its name yet would be taken for one that lost it.
-    let owner = Owner { cluster: options.cluster, device: options.device, wal_len };
-    for offset in COPIES {
-        log.write_at(&encode(&owner), offset)
-            .map_err(|source| StoreError::io("write the log's owner", offset, source))?;
-    }
-    let joined = Joined::new(disk, log, superblock.size);
+    let owner = Owner { in_use: false, ..owner_of(&superblock) };
+    write_owner(&*log, &owner)?;
+    let joined = Joined::new(disk, log.clone(), superblock.size);
     write_format(&joined, superblock)?;
+    write_owner(&*log, &Owner { in_use: true, ..owner })?;
     Ok(Arc::new(joined))
 }
 
 /// A formatted device together with its log.
 pub fn with_log(disk: Arc<dyn Disk>, log: Arc<dyn Disk>) -> Result<Arc<dyn Disk>, StoreError> {
     let superblock: Superblock = superblock::load(&*disk)?;
-    if !superblock.has_log_elsewhere() {
-        return unusable("it has its log on itself".to_owned());
+    check_log(&*log, &superblock)?;
+    // A damaged copy is made whole, and whatever was formatted is in use from now on.
+    write_owner(&*log, &owner_of(&superblock))?;
+    Ok(Arc::new(Joined::new(disk, log, superblock.size)))
+}
+
+/// Whether this is the log of the formatted device.
+pub fn check_log(log: &dyn Disk, device: &Superblock) -> Result<(), StoreError> {
+    if !device.has_log_elsewhere() {
+        return unusable("the device has its log on itself".to_owned());
     }
-    let owner = match inspect_log(&*log)? {
-        LogDevice::Of(owner) => owner,
-        LogDevice::Blank => return unusable("the log's device is blank".to_owned()),
-        LogDevice::Unusable { what } => return unusable(format!("the log's device: {what}")),
-    };
-    let expected = Owner {
-        cluster: superblock.cluster,
-        device: superblock.device,
-        wal_len: superblock.layout.wal_len,
-    };
-    if owner != expected {
-        return unusable(format!(
-            "the log is that of device {} of cluster {} ({})",
+    match inspect_log(log)? {
+        LogDevice::Of(owner) if Owner { in_use: true, ..owner } == owner_of(device) => Ok(()),
+        LogDevice::Of(owner) => unusable(format!(
+            "it is the log of device {} of cluster {} ({})",
             owner.device,
             owner.cluster,
             ByteSize(owner.wal_len)
-        ));
+        )),
+        LogDevice::Blank => unusable("it is blank, and the device's log was not".to_owned()),
+        LogDevice::Unusable { what } => unusable(what),
     }
-    Ok(Arc::new(Joined::new(disk, log, superblock.size)))
+}
+
+/// Whether a device that is blank may have its log here: nothing is lost by that. What is left of a
+/// format that was cut short does not count.
+pub fn check_blank_log(log: &dyn Disk) -> Result<(), StoreError> {
+    match inspect_log(log)? {
+        LogDevice::Blank | LogDevice::Of(Owner { in_use: false, .. }) => Ok(()),
+        LogDevice::Of(owner) => unusable(format!("it holds the log of device {}", owner.device)),
+        LogDevice::Unusable { what } => unusable(what),
+    }
+}
+
+/// Of a device that is in use.
+fn owner_of(superblock: &Superblock) -> Owner {
+    Owner {
+        cluster: superblock.cluster,
+        device: superblock.device,
+        wal_len: superblock.layout.wal_len,
+        in_use: true,
+    }
+}
+
+/// Durably, one copy after the other.
+fn write_owner(log: &dyn Disk, owner: &Owner) -> Result<(), StoreError> {
+    for offset in COPIES {
+        let io = |step| move |source| StoreError::io(step, offset, source);
+        log.write_at(&encode(owner), offset).map_err(io("write the log's owner"))?;
+        log.sync().map_err(io("sync the log's owner"))?;
+    }
+    Ok(())
 }
 
 fn unusable<T>(what: String) -> Result<T, StoreError> {
@@ -143,6 +171,7 @@ fn encode(owner: &Owner) -> AlignedBuf {
     buf.put(&owner.cluster.to_bytes());
     buf.put(&owner.device.to_bytes());
     buf.put_u64(owner.wal_len);
+    buf.put_u32(u32::from(owner.in_use));
     buf.pad();
     let crc = crc32c(&buf[..ALIGN - 4]);
     buf[ALIGN - 4..].copy_from_slice(&crc.to_le_bytes());
@@ -169,7 +198,12 @@ fn decode(block: &[u8]) -> Result<Owner, Malformed> {
     if !(WAL_LEN_MIN..=WAL_LEN_MAX).contains(&wal_len) || !wal_len.is_multiple_of(BLOCK_SIZE) {
         return Err(Malformed("the log's length is out of range"));
     }
-    Ok(Owner { cluster, device, wal_len })
+    let in_use = match fields.u32()? {
+        0 => false,
+        1 => true,
+        _ => return Err(Malformed("its state is neither 0 nor 1")),
+    };
+    Ok(Owner { cluster, device, wal_len, in_use })
 }
 
 /// Two disks with one range of addresses.
@@ -184,14 +218,23 @@ struct Side {
     disk: Arc<dyn Disk>,
     /// Something was written since the last sync began.
     written: AtomicBool,
-    /// Whoever finds nothing to sync waits for the sync that is under way.
-    syncing: Mutex<()>,
+    /// Held by the sync under way: whoever finds nothing to sync waits for it.
+    synced: Mutex<Synced>,
+}
+
+/// How the last sync ended. After one that failed nothing is known of what it should have made
+/// durable, and the kernel tells of a failure once only: none is tried after it.
+#[derive(Clone, Copy)]
+enum Synced {
+    Well,
+    /// Also while a sync is under way, in case it panics.
+    Failed(io::ErrorKind),
 }
 
 impl Side {
     /// What an earlier process has written may not be durable yet.
     fn new(disk: Arc<dyn Disk>) -> Self {
-        Self { disk, written: AtomicBool::new(true), syncing: Mutex::new(()) }
+        Self { disk, written: AtomicBool::new(true), synced: Mutex::new(Synced::Well) }
     }
 
     fn write(&self, write: impl FnOnce(&dyn Disk) -> io::Result<()>) -> io::Result<()> {
@@ -206,15 +249,19 @@ impl Side {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.written.swap(false, Ordering::AcqRel) {
-            return Ok(());
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Synced::Failed(kind) = *synced {
+            return Err(io::Error::new(kind, "an earlier sync of this disk failed"));
         }
-        let synced = self.disk.sync();
-        if synced.is_err() {
-            self.written.store(true, Ordering::Release);
+        if self.written.swap(false, Ordering::AcqRel) {
+            *synced = Synced::Failed(io::ErrorKind::Other);
+            if let Err(error) = self.disk.sync() {
+                *synced = Synced::Failed(error.kind());
+                return Err(error);
+            }
+            *synced = Synced::Well;
         }
-        synced
+        Ok(())
     }
 }
 
@@ -273,16 +320,28 @@ impl Disk for Joined {
         self.data.disk.async_reads()
     }
 
-    /// Both at once: a thread for the time of a sync costs less than waiting for one after the
-    /// other.
+    fn has_log(&self) -> bool {
+        true
+    }
+
+    fn sync_log(&self) -> io::Result<()> {
+        self.log.sync()
+    }
+
+    /// Both at once, where a thread can be had: one for the time of a sync costs less than waiting
+    /// for one after the other.
     fn sync(&self) -> io::Result<()> {
         if !self.data.is_written() || !self.log.is_written() {
             return self.log.sync().and_then(|()| self.data.sync());
         }
         std::thread::scope(|scope| {
-            let data = scope.spawn(|| self.data.sync());
+            let thread = std::thread::Builder::new().name("curve-store-sync".to_owned());
+            let data = thread.spawn_scoped(scope, || self.data.sync());
             let log = self.log.sync();
-            let data = data.join().map_err(|_| io::Error::other("the sync panicked"))?;
+            let data = match data {
+                Ok(data) => data.join().map_err(|_| io::Error::other("the sync panicked"))?,
+                Err(_) => self.data.sync(),
+            };
             log.and(data)
         })
     }

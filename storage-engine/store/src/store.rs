@@ -180,7 +180,7 @@ impl Store {
         options: StoreOptions,
     ) -> Result<(Self, Vec<RecoveredGroup>), StoreError> {
         let superblock = superblock::load(&*disk)?;
-        if superblock.has_log_elsewhere() && disk.len() <= superblock.size {
+        if superblock.has_log_elsewhere() && !disk.has_log() {
             let what = "its log lies on another device, which was not given".to_owned();
             return Err(StoreError::Unusable { what });
         }

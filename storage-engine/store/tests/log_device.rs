@@ -102,22 +102,27 @@ fn what_was_acknowledged_survives_a_loss_of_power_on_both() {
 fn only_the_log_that_belongs_to_the_device_is_taken() {
     let ((data, log), (_, other)) = (pair(), pair());
     let message = refusal(with_log(data.clone(), other));
-    assert!(message.contains("the log is that of device"), "{message}");
+    assert!(message.contains("it is the log of device"), "{message}");
     let message = refusal(with_log(data.clone(), disk(LOG)));
-    assert!(message.contains("the log's device is blank"), "{message}");
+    assert!(message.contains("it is blank"), "{message}");
     let message = refusal(with_log(data.clone(), Arc::new(log.with_len(LOG / 2))));
     assert!(message.contains("cut short to 8 MiB"), "{message}");
-    let message = refusal(Store::open(data.clone(), options()));
-    assert!(message.contains("its log lies on another device"), "{message}");
+    for len in [64 << 20, 128 << 20] {
+        let message = refusal(Store::open(Arc::new(data.with_len(len)), options()));
+        assert!(message.contains("its log lies on another device"), "{message}");
+    }
     let message = refusal(Store::open(log.clone(), options()));
     assert!(message.contains("the log of a Curve device"), "{message}");
     let whole = disk(64 << 20);
     format(&*whole, &format_options()).expect("format");
     let message = refusal(with_log(whole.clone(), log.clone()));
-    assert!(message.contains("it has its log on itself"), "{message}");
-    // One damaged copy of its name is no loss.
+    assert!(message.contains("the device has its log on itself"), "{message}");
+    // One damaged copy of its name is no loss, and is mended.
+    for offset in [100, 4096 + 20] {
+        log.flip_bit(offset, 3);
+        with_log(data.clone(), log.clone()).expect("the other copy");
+    }
     log.flip_bit(100, 3);
-    with_log(data.clone(), log.clone()).expect("the other copy");
     log.flip_bit(4096 + 20, 3);
     let message = refusal(with_log(data, log));
     assert!(message.contains("its owner is unreadable: checksum"), "{message}");
@@ -132,21 +137,73 @@ fn nothing_but_blank_devices_becomes_a_log() {
     let message = refusal(formatted(pair().0));
     assert!(message.contains("it is device"), "{message}");
     let message = refusal(formatted(disk(8 << 20)));
-    assert!(message.contains("at least 8256 KiB are needed"), "{message}");
+    assert!(message.contains("at least 8.1 MiB are needed"), "{message}");
     let foreign = disk(LOG);
-    foreign.write_at(&aligned(b"XFSB"), 0).expect("write");
+    let mut block = Box::new(Block([0; BLOCK]));
+    block.0[..4].copy_from_slice(b"XFSB");
+    foreign.write_at(&block.0, 0).expect("write");
     let message = refusal(formatted(foreign));
     assert!(message.contains("an xfs file system"), "{message}");
     let message = refusal(format_with_log(pair().0, disk(LOG), &format_options()));
     assert!(message.contains("it is already device"), "{message}");
 }
 
-/// One block that begins so, where the disk takes it from.
-fn aligned(start: &[u8]) -> Vec<u8> {
-    let mut buf = vec![0; 2 * BLOCK];
-    let at = buf.as_ptr().align_offset(BLOCK);
-    buf.drain(..at);
-    buf.truncate(BLOCK);
-    buf[..start.len()].copy_from_slice(start);
-    buf
+/// Where a disk takes it from.
+#[repr(align(4096))]
+struct Block([u8; BLOCK]);
+
+#[test]
+fn a_format_that_is_cut_short_is_done_again_or_is_whole() {
+    let operations = {
+        let (data, log) = pair();
+        [data.operations(), log.operations()]
+    };
+    for side in [0, 1] {
+        for at in 0..operations[side] {
+            for survives in [false, true] {
+                let disks = [disk(64 << 20), disk(LOG)];
+                disks[side].crash_at(at);
+                let [data, log] = &disks;
+                let options = format_options();
+                assert!(format_with_log(data.clone(), log.clone(), &options).is_err());
+                let left = disks.map(|disk| Arc::new(disk.after_crash(|| survives)));
+                let [data, log] = left;
+                let joined = match with_log(data.clone(), log.clone()) {
+                    Ok(joined) => joined,
+                    Err(_) => format_with_log(data, log, &options).expect("as good as blank"),
+                };
+                Store::open(joined, common::options()).expect("whole");
+            }
+        }
+    }
+}
+
+#[test]
+fn short_writes_do_not_wait_for_the_data_even_while_that_is_busy() {
+    let (data, log) = pair();
+    data.make_sparse();
+    let (store, _) = open(&data, &log);
+    let group = durable(|done| store.create_group(GROUP, done)).expect("create");
+    data.set_sync_time(std::time::Duration::from_millis(500));
+    common::checkpoint(&store).err();
+    let began = std::time::Instant::now();
+    for index in 0..20 {
+        durable(|done| group.append(vec![blocks_entry(index, 1)], done)).expect("append");
+    }
+    assert!(began.elapsed() < std::time::Duration::from_millis(500), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_sync_that_failed_is_not_made_up_for_by_the_next() {
+    for side in [0, 1] {
+        let (data, log) = pair();
+        let (store, _) = open(&data, &log);
+        let group = durable(|done| store.create_group(GROUP, done)).expect("create");
+        let disks = [&data, &log];
+        // The write goes well, the sync after it does not.
+        disks[side].fail_at(disks[side].operations() + 1);
+        let entry = blocks_entry(0, 16);
+        durable(|done| group.append(vec![entry.clone()], done)).expect_err("not durable");
+        durable(|done| group.append(vec![blocks_entry(1, 1)], done)).expect_err("failed for good");
+    }
 }

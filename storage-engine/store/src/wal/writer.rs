@@ -252,8 +252,10 @@ impl Writer {
             self.payloads.writes(&self.core.data).chain(records).collect();
         self.core.stats.commits().begin();
         self.core.device.write_all("write log and payloads", &writes)?;
-        if sync {
-            self.core.device.sync("sync log")?;
+        if sync && self.payloads.len() == 0 {
+            self.core.device.sync_log("sync log")?;
+        } else if sync {
+            self.core.device.sync("sync log and payloads")?;
         }
         self.core.stats.commits().end();
         // They need not stay in memory until the next batch.
