@@ -19,6 +19,8 @@ pub const LABEL_NODE_SET: &str = "curve.io/node-set";
 pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
 /// On a local volume: the node that it is bound to.
 pub const ANNOTATION_NODE: &str = "curve.io/node";
+/// Ends the name of a local volume that holds a log; see `ValidatedCluster::volume_name`.
+const LOG_SUFFIX: &str = ".log";
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -195,7 +197,7 @@ impl ValidatedCluster {
         let name = format!("curve.{}.{}", self.namespace, self.pod_name(set, ordinal));
         match kept {
             Kept::Data => name,
-            Kept::Log => format!("{name}.log"),
+            Kept::Log => name + LOG_SUFFIX,
         }
     }
 
@@ -208,6 +210,11 @@ impl ValidatedCluster {
     pub fn claim_name(&self, set: &ValidatedSet, kept: Kept, ordinal: u32) -> String {
         format!("{}-{}", claim_template(&set.role, kept), self.pod_name(set, ordinal))
     }
+}
+
+/// Of a local volume that holds a log: the name of the one that holds the data.
+pub fn data_volume_of(log_volume: &str) -> Option<&str> {
+    log_volume.strip_suffix(LOG_SUFFIX)
 }
 
 /// Name of the volume in the pod, and first part of the claim's name.

@@ -161,11 +161,9 @@ async fn everything_that_is_wanted_is_applied() {
     for set in validated.sets() {
         let name = validated.set_name(set);
         wanted.extend([format!("/services/{name}"), format!("/statefulsets/{name}")]);
-        wanted.extend(
-            (0..set.count).map(|ordinal| {
-                format!("/persistentvolumes/{}", validated.volume_name(set, Kept::Data, ordinal))
-            }),
-        );
+        wanted.extend((0..set.count).map(|ordinal| {
+            format!("/persistentvolumes/{}", validated.volume_name(set, Kept::Data, ordinal))
+        }));
     }
     for path in wanted {
         assert_eq!(scene.server.paths(&path).len(), 1, "{path}");

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
+use super::names::data_volume_of;
 use crate::crd::{
     CLUSTER_NAME_MAX, CurveCluster, DeletionPolicy, Image, NodeSet, Placement, Scrub, Storage,
 };
@@ -85,7 +86,7 @@ pub enum Kept {
 
 impl ValidatedSet {
     /// What each pod keeps, and where.
-    pub fn stores(&self) -> impl Iterator<Item = (Kept, &ValidatedStorage)> {
+    pub fn stores(&self) -> impl DoubleEndedIterator<Item = (Kept, &ValidatedStorage)> {
         std::iter::once((Kept::Data, &self.storage))
             .chain(self.log.iter().map(|log| (Kept::Log, log)))
     }
@@ -203,9 +204,16 @@ pub fn validate_inheritance(
             }
         }
     }
+    let field = "spec.nodeSets";
     for (name, path) in volumes {
-        let field = "spec.nodeSets";
         match (wanted.get(name), path) {
+            (None, _) if data_volume_of(name).is_some() => {
+                let problem = format!(
+                    "PersistentVolume {name} holds a log of this cluster and no node set takes it: \
+                     write the logDevice that it was made with"
+                );
+                return invalid(field, problem);
+            }
             (None, _) => {
                 let problem = format!(
                     "PersistentVolume {name} holds data of this cluster and no node set takes it: \
@@ -223,7 +231,21 @@ pub fn validate_inheritance(
             (Some(_), _) => {}
         }
     }
-    Ok(())
+    // Logs are made first, so data without one has it on its own device.
+    let logless = wanted.keys().find(|name| {
+        let data = data_volume_of(name);
+        data.is_some_and(|data| volumes.contains_key(data)) && !volumes.contains_key(*name)
+    });
+    match logless {
+        None => Ok(()),
+        Some(name) => invalid(
+            field,
+            format!(
+                "there is data of this cluster, but no log (PersistentVolume {name}): it was made \
+                 without logDevice"
+            ),
+        ),
+    }
 }
 
 fn validate_mds(

@@ -147,13 +147,16 @@ pub(crate) struct Requests {
     /// Entries were purged: the WAL's tail may move without a checkpoint.
     pub advance: bool,
     pub checkpointed: Vec<Done>,
+    /// Who waits for a root that says how far the log goes.
+    pub rooted: Vec<Done>,
     pub switches: Vec<Switch>,
     pub stop: bool,
 }
 
 impl Requests {
     pub fn is_empty(&self) -> bool {
-        !(self.flush || self.checkpoint || self.advance || self.stop)
+        let asked = self.flush || self.checkpoint || self.advance || self.stop;
+        !asked && self.rooted.is_empty()
     }
 }
 
@@ -198,6 +201,10 @@ impl Upkeep {
             r.checkpoint = true;
             r.checkpointed.push(done);
         });
+    }
+
+    pub fn root(&self, done: Done) {
+        self.change(|r| r.rooted.push(done));
     }
 
     pub fn switch(&self, switch: Switch) {

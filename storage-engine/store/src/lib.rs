@@ -47,6 +47,8 @@ pub use error::StoreError;
 pub use group::Group;
 pub use install::{ChunkHead, CopyOf, Install, Keep};
 pub use log::{LogEntry, LogPosition, LogState, Vote};
+#[cfg(feature = "sim")]
+pub use log_device::format_small_with_log;
 pub use log_device::{check_blank_log, check_log, format_with_log, with_log};
 pub use repair::Repair;
 pub use space::{BegunRead, CopyKind, Fetched};

@@ -14,7 +14,7 @@ use crate::aligned::AlignedBuf;
 use crate::codec::{Get, Malformed, Put, crc32c};
 use crate::disk::ALIGN;
 use crate::superblock::{
-    COPIES, HEAD_LEN, WAL_LEN_MAX, WAL_LEN_MIN, plan_with_log, write_format,
+    COPIES, HEAD_LEN, WAL_LEN_LEAST, WAL_LEN_MAX, WAL_LEN_MIN, plan_with_log, write_format,
 };
 use crate::{
     AsyncReads, DeviceState, Disk, FormatOptions, StoreError, Superblock, inspect, superblock,
@@ -44,14 +44,40 @@ pub fn format_with_log(
     log: Arc<dyn Disk>,
     options: &FormatOptions,
 ) -> Result<Arc<dyn Disk>, StoreError> {
-    let wal_len = log.len().saturating_sub(HEAD_LEN).min(WAL_LEN_MAX) / BLOCK_SIZE * BLOCK_SIZE;
+    let wal_len = ring_len(&*log);
     let least = (options.size / WAL_PART).clamp(WAL_LEN_MIN, WAL_LEN_LEAST_MAX);
     if wal_len < least {
         let (is, min) = (ByteSize(log.len()), ByteSize(least + HEAD_LEN));
         return unusable(format!("the log's device is only {is} long, at least {min} are needed"));
     }
-    check_blank_log(&*log)?;
     let superblock = plan_with_log(&*disk, options, wal_len)?;
+    format_planned(disk, log, superblock)
+}
+
+/// As `format_small`, with the log on another device: all of that, however short.
+#[cfg(feature = "sim")]
+pub fn format_small_with_log(
+    disk: Arc<dyn Disk>,
+    log: Arc<dyn Disk>,
+    options: &FormatOptions,
+    data_blocks_max: u64,
+) -> Result<Arc<dyn Disk>, StoreError> {
+    let mut superblock = plan_with_log(&*disk, options, ring_len(&*log))?;
+    superblock.layout.data_blocks = superblock.layout.data_blocks.min(data_blocks_max);
+    format_planned(disk, log, superblock)
+}
+
+/// Of the longest ring that the device holds.
+fn ring_len(log: &dyn Disk) -> u64 {
+    log.len().saturating_sub(HEAD_LEN).min(WAL_LEN_MAX) / BLOCK_SIZE * BLOCK_SIZE
+}
+
+fn format_planned(
+    disk: Arc<dyn Disk>,
+    log: Arc<dyn Disk>,
+    superblock: Superblock,
+) -> Result<Arc<dyn Disk>, StoreError> {
+    check_blank_log(&*log)?;
     let owner = Owner { in_use: false, ..owner_of(&superblock) };
     write_owner(&*log, &owner)?;
     let joined = Joined::new(disk, log.clone(), superblock.size);
@@ -195,7 +221,7 @@ fn decode(block: &[u8]) -> Result<Owner, Malformed> {
     let cluster = ClusterId::from_bytes(fields.array()?);
     let device = DeviceId::from_bytes(fields.array()?);
     let wal_len = fields.u64()?;
-    if !(WAL_LEN_MIN..=WAL_LEN_MAX).contains(&wal_len) || !wal_len.is_multiple_of(BLOCK_SIZE) {
+    if !(WAL_LEN_LEAST..=WAL_LEN_MAX).contains(&wal_len) || !wal_len.is_multiple_of(BLOCK_SIZE) {
         return Err(Malformed("the log's length is out of range"));
     }
     let in_use = match fields.u32()? {
@@ -344,5 +370,36 @@ impl Disk for Joined {
             };
             log.and(data)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_flipped_bit_of_an_owner_is_noticed() {
+        let (cluster, device) = (ClusterId::random(), DeviceId::random());
+        let owner = Owner { cluster, device, wal_len: 64 << 20, in_use: true };
+        let whole = encode(&owner);
+        assert_eq!(decode(&whole), Ok(owner));
+        for bit in (64..ALIGN * 8).step_by(61) {
+            let mut damaged = whole.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn lengths_that_no_ring_has_are_refused() {
+        let owner = |wal_len| Owner {
+            cluster: ClusterId::random(),
+            device: DeviceId::random(),
+            wal_len,
+            in_use: false,
+        };
+        for wal_len in [0, WAL_LEN_LEAST - BLOCK_SIZE, WAL_LEN_LEAST + 1, u64::MAX] {
+            decode(&encode(&owner(wal_len))).expect_err("a wrong length");
+        }
     }
 }

@@ -204,6 +204,10 @@ impl Store {
         let owner = start_threads(core, root, next)?;
         let store = Self { owner: owner.clone() };
         store.record_open(end.cut)?;
+        if store.superblock().has_log_elsewhere() {
+            // Logs and devices can be mixed up: an older copy of this log ends before this.
+            store.await_done(|core, done| core.upkeep.root(done))?;
+        }
         let groups = recovered
             .into_iter()
             .map(|(inner, applied, state)| {
@@ -217,15 +221,18 @@ impl Store {
 
     /// Begins the new generation of the log, durably.
     fn record_open(&self, cut: bool) -> Result<(), StoreError> {
-        let (answer, question) = mpsc::channel();
-        let done: Done = Box::new(move |result| {
-            let _ = answer.send(result);
-        });
         let reserved = WalSpace::cost(Record::LEN_MAX);
         self.core().reserve(reserved, Purpose::Open)?;
         let job = Job::Record { group: CopysetId::MDS, record: Record::Open { cut } };
-        self.core().queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }], ());
-        self.core().serve_writes();
+        self.await_done(|core, done| {
+            core.queue.push([Queued { done: Some(done), ..Queued::new(job, reserved) }], ());
+        })
+    }
+
+    fn await_done(&self, start: impl FnOnce(&Core, Done)) -> Result<(), StoreError> {
+        let (answer, question) = mpsc::channel();
+        start(self.core(), Box::new(move |result| drop(answer.send(result))));
+        self.core().serve();
         question.recv().unwrap_or_else(|_| self.core().device.check())
     }
 
@@ -347,13 +354,8 @@ fn build_core(
     let data_len = layout.data_blocks * BLOCK_SIZE;
     let overlay =
         Overlay::new(options.overlay_bytes_max.min(data_len / OVERLAY_PART).max(OVERLAY_MIN));
-    let data = DataArea::new(
-        device.clone(),
-        layout.data_offset,
-        found.alloc,
-        overlay,
-        layout.data_blocks,
-    );
+    let data =
+        DataArea::new(device.clone(), layout.data_offset, found.alloc, overlay, layout.data_blocks);
     let data = Arc::new(if superblock.has_log_elsewhere() { data.deferring() } else { data });
     let recovered: Vec<RecoveredInner> = found
         .groups

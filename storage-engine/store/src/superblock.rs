@@ -18,7 +18,9 @@ pub(crate) const HEAD_LEN: u64 = 64 << 10;
 pub(crate) const COPIES: [u64; 2] = [0, BLOCK_SIZE];
 /// Longest name.
 const NAME_MAX: usize = 255;
-/// Shortest and longest log.
+/// Shortest log that can be used.
+pub(crate) const WAL_LEN_LEAST: u64 = 1 << 20;
+/// Shortest and longest one that is made.
 pub(crate) const WAL_LEN_MIN: u64 = 8 << 20;
 pub(crate) const WAL_LEN_MAX: u64 = 4 << 30;
 /// Smallest device: an 8 MiB WAL and room for a few checkpointed states.
@@ -121,7 +123,7 @@ impl Layout {
             && (log_end <= self.checkpoint_offset || self.wal_offset == size)
             && end(self.checkpoint_offset, slots)? <= self.data_offset
             && end(self.data_offset, data_len)? <= size;
-        let sane = self.wal_len >= 1 << 20
+        let sane = self.wal_len >= WAL_LEN_LEAST
             && self.slot_len.is_multiple_of(checkpoint::FRAME_LEN as u64)
             && self.slot_len > 0
             && size <= SIZE_MAX;

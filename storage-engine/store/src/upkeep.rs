@@ -75,7 +75,7 @@ impl UpkeepThread {
         let checked = self.core.device.check();
         let result = checked.and_then(|()| self.serve(&mut requests));
         self.failed(&result);
-        let left = requests.checkpointed.into_iter();
+        let left = requests.checkpointed.into_iter().chain(requests.rooted);
         left.chain(requests.switches.into_iter().map(|s| s.done))
             .for_each(|done| done(result.clone()));
     }
@@ -107,7 +107,10 @@ impl UpkeepThread {
         if requests.advance && self.core.wal.used() > self.core.wal.len / 4 {
             self.advance_tail()?;
         }
-        Ok(())
+        match requests.rooted.is_empty() {
+            true => Ok(()),
+            false => self.move_root(self.root.tail_lsn),
+        }
     }
 
     fn flush_all(&self) -> Result<(), StoreError> {
@@ -346,9 +349,14 @@ impl UpkeepThread {
     fn advance_tail(&mut self) -> Result<(), StoreError> {
         let needed = self.core.groups().into_iter().filter_map(|group| group.log().tail(None));
         let tail = needed.fold(self.root.checkpoint_lsn, u64::min);
-        if tail <= self.root.tail_lsn {
-            return Ok(());
+        match tail <= self.root.tail_lsn {
+            true => Ok(()),
+            false => self.move_root(tail),
         }
+    }
+
+    /// Same checkpoint, and what is durable by now.
+    fn move_root(&mut self, tail: u64) -> Result<(), StoreError> {
         let end = self.barrier()?;
         self.write_root(Root {
             seq: self.root.seq + 1,

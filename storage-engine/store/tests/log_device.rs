@@ -129,6 +129,22 @@ fn only_the_log_that_belongs_to_the_device_is_taken() {
 }
 
 #[test]
+fn an_older_copy_of_the_log_is_refused() {
+    let (data, log) = pair();
+    let (store, _) = open(&data, &log);
+    let group = durable(|done| store.create_group(GROUP, done)).expect("create");
+    drop((group, store));
+    let copy = Arc::new(log.after_kill());
+    let (store, found) = open(&data, &log);
+    durable(|done| found[0].group.append(vec![blocks_entry(0, 1)], done)).expect("append");
+    drop((found, store));
+    let disk = with_log(data.clone(), copy).expect("it is its log");
+    let message = refusal(Store::open(disk, options()));
+    assert!(message.contains("was durable"), "{message}");
+    open(&data, &log);
+}
+
+#[test]
 fn nothing_but_blank_devices_becomes_a_log() {
     let blank = || disk(64 << 20);
     let formatted = |log: Arc<SimDisk>| format_with_log(blank(), log, &format_options());

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::crashes::run;
+use common::crashes::{Log, run};
 use curve_types::planted::{Bug, plant};
 
 /// Enough for what only threads that happen to meet bring out: a vote alone in its batch, and the
@@ -17,10 +17,14 @@ fn planted_bugs_are_found() {
     let bugs = Bug::ALL.iter().filter(|(_, bug)| !others.contains(bug));
     for (name, bug) in bugs {
         plant(Some(*bug));
-        let found = (0..SEEDS).find(|seed| std::panic::catch_unwind(|| run(*seed, 4)).is_err());
+        let found = (0..SEEDS).find(|seed| is_found(*seed));
         let seed = found.unwrap_or_else(|| panic!("{name}: not within {SEEDS} seeds"));
         println!("{name} is found with seed {seed}");
         plant(None);
-        run(seed, 4);
+        run(seed, 4, Log::OnDevice);
     }
+}
+
+fn is_found(seed: u64) -> bool {
+    std::panic::catch_unwind(|| run(seed, 4, Log::OnDevice)).is_err()
 }

@@ -25,10 +25,10 @@ pub fn build_volumes(
         for (ordinal, node) in bound {
             // The label of a node that is gone for now is not known; by convention it is its name.
             let place = Place { node, hostname: hostnames.get(node).unwrap_or(node) };
-            let stores = set.stores();
-            volumes.extend(stores.filter_map(|store| {
-                build_volume(cluster, set, *ordinal, store, place)
-            }));
+            // The log first: see `validate_inheritance`.
+            let stores = set.stores().rev();
+            let build = |store| build_volume(cluster, set, *ordinal, store, place);
+            volumes.extend(stores.filter_map(build));
         }
     }
     volumes

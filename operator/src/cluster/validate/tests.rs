@@ -1,4 +1,4 @@
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::fixtures::{OWN_IMAGE, cluster_with, validated_with};
@@ -138,4 +138,28 @@ fn a_cluster_made_again_must_take_all_its_data_back() {
     let moved =
         check(vec![volume("demo-default-0", Some("/old/curve-demo/demo-default-0".into()))]);
     assert!(moved.expect_err("elsewhere").problem.contains("is at /old/curve-demo/demo-default-0"));
+}
+
+#[test]
+fn a_cluster_made_again_must_keep_its_logs_where_they_are() {
+    let set = |log: Value| {
+        let device = json!({"hostPath": "/data", "size": "10Gi"});
+        let mut set = json!({"name": "a", "count": 2, "device": device});
+        set.as_object_mut().expect("an object").extend(log.as_object().expect("too").clone());
+        validated_with(json!({"nodeSets": [set]}))
+    };
+    let with_log = set(json!({"logDevice": {"hostPath": "/log", "size": "1Gi"}}));
+    let without = set(json!({}));
+    let data = ("curve.curve.demo-a-0".to_owned(), Some("/data/curve-demo/demo-a-0".to_owned()));
+    let log = ("curve.curve.demo-a-0.log".to_owned(), Some("/log/curve-demo/demo-a-0".to_owned()));
+    let check = |cluster, volumes: &[&(String, Option<String>)]| {
+        validate_inheritance(cluster, &volumes.iter().copied().cloned().collect())
+    };
+    assert_eq!(check(&with_log, &[&data, &log]), Ok(()));
+    // Its data was not made yet.
+    assert_eq!(check(&with_log, &[&log]), Ok(()));
+    let added = check(&with_log, &[&data]).expect_err("no log");
+    assert!(added.problem.contains("made without logDevice"), "{added}");
+    let left_out = check(&without, &[&data, &log]).expect_err("a log");
+    assert!(left_out.problem.contains("write the logDevice"), "{left_out}");
 }

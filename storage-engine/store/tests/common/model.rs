@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use curve_store::{
-    Apply, ChunkHead, CopyKind, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup, SimDisk,
+    Apply, ChunkHead, CopyKind, Disk, Done, Group, Keep, LogEntry, LogPosition, RecoveredGroup,
     StateProvider, Store, StoreError, StoreOptions, Vote,
 };
 use curve_types::{ChunkKey, CopysetId, VolumeId};
@@ -48,7 +48,9 @@ impl Command {
     fn random(rng: &mut SmallRng, term: u64) -> Self {
         let aligned = rng.random_bool(0.6);
         let mut offset = rng.random_range(0..SPAN);
-        let mut len = rng.random_range(1..(SPAN - offset).min(20_000) + 1);
+        // The longest are never deferred where the log has its own device.
+        let longest = if rng.random_bool(0.1) { 60_000 } else { 20_000 };
+        let mut len = rng.random_range(1..(SPAN - offset).min(longest) + 1);
         if aligned {
             offset &= !4095;
             len = (len & !4095).max(4096);
@@ -491,14 +493,14 @@ impl Host {
     }
 
     /// Opens what the crash left and compares. Returns the host on that disk.
-    pub fn after_crash(mut self, disk: &Arc<SimDisk>) -> Self {
+    pub fn after_crash(mut self, disk: Arc<dyn Disk>) -> Self {
         let acknowledged = self.acknowledged.load(Ordering::SeqCst);
         let (seed, incarnations) = (self.rng.random(), self.incarnations);
         let (steps, base) = (std::mem::take(&mut self.steps), std::mem::take(&mut self.base));
         let histories: BTreeMap<CopysetId, Vec<Command>> =
             self.machines.iter().map(|(id, m)| (*id, m.history.clone())).collect();
         drop(self);
-        let (store, found) = Store::open(disk.clone(), crash_options()).expect("open after crash");
+        let (store, found) = Store::open(disk, crash_options()).expect("open after crash");
         let mut model = base;
         let mut matched = None;
         let mut why = String::new();
