@@ -31,6 +31,10 @@ impl<'a> Apply<'a> {
         Self { group, space, entry, _excluded: excluded }
     }
 
+    pub(crate) fn group(&self) -> &Group {
+        self.group
+    }
+
     pub(crate) fn space(&self) -> &Arc<Space> {
         &self.space
     }

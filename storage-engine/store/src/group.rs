@@ -13,6 +13,7 @@ use crate::install::Staged;
 use crate::log::index::{Loc, LogIndex, Slot, check_entries};
 use crate::payload::{self, Blocks};
 use crate::space::{BegunRead, Fetched, Space};
+use crate::split::Child;
 use crate::store::Owner;
 use crate::wal::format::{RawRecord, Record, entry_record_len};
 use crate::wal::queue::{Job, Queued};
@@ -37,6 +38,8 @@ pub(crate) struct GroupInner {
     /// Applied position and state as last captured.
     last_state: Mutex<(Option<LogPosition>, Bytes)>,
     provider: RwLock<Option<Weak<dyn StateProvider>>>,
+    /// What left it since the last checkpoint that a recovery finds; see `Apply::split`.
+    children: Mutex<Vec<Child>>,
     /// Index of the last entry whose applying was begun since the open; changed under the apply
     /// lock.
     begun: AtomicU64,
@@ -58,12 +61,18 @@ impl GroupInner {
             space,
             last_state: Mutex::new(state),
             provider: RwLock::new(None),
+            children: Mutex::default(),
             begun: AtomicU64::new(0),
         })
     }
 
     pub fn log(&self) -> MutexGuard<'_, LogIndex> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changed under the apply lock, but for what is done with.
+    pub fn children(&self) -> MutexGuard<'_, Vec<Child>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn lock_apply(&self) -> MutexGuard<'_, ()> {
@@ -89,6 +98,11 @@ impl GroupInner {
             std::thread::sleep(Duration::from_millis(1));
         }
         Err(StoreError::HostGone(self.id))
+    }
+
+    /// As captured last.
+    pub fn captured_state(&self) -> State {
+        self.last_state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// None while the provider is ending.
@@ -179,7 +193,7 @@ impl GroupInner {
 }
 
 /// Applied position and the blob that belongs to it.
-type State = (Option<LogPosition>, Bytes);
+pub(crate) type State = (Option<LogPosition>, Bytes);
 
 fn index_of(state: &State) -> Option<u64> {
     state.0.map(|applied| applied.index)

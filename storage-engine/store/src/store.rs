@@ -295,7 +295,12 @@ impl Store {
             core.queue.push([queued], log);
         }
         drop(groups);
+        // Under the apply lock, so that nothing leaves it any more.
+        let _whole_entries = inner.lock_apply();
         core.retire(inner.space.clone());
+        for (child, left) in inner.abandon_children() {
+            self.remove_group(child, Box::new(move |_| left(Err(StoreError::NoGroup(id)))))?;
+        }
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::core::{Core, Requests, Switch};
 use crate::group::GroupInner;
 use crate::root::{self, Root};
 use crate::space::{ChunkMap, DirtyBlock, Space};
+use crate::split::Child;
 use crate::touch::Toucher;
 use crate::wal::queue::{Job, Queued};
 use crate::wal::writer::Capture;
@@ -211,6 +212,7 @@ impl UpkeepThread {
         for id in start.groups.keys() {
             captured.extend(self.capture(*id, &start, switches)?);
         }
+        captured.sort_by_key(|group| group.id);
         self.await_homes(captured.iter().flat_map(|group| &group.dirty))?;
         captured.iter_mut().try_for_each(|group| self.write_captured(group))?;
         // Taken before the barrier: entries without a place yet will get one after `start`.
@@ -237,20 +239,21 @@ impl UpkeepThread {
             if !switches.iter().any(|s| Arc::ptr_eq(&s.group, group)) {
                 group.checkpointed(&self.core, done.meta.applied);
             }
+            group.release_children(&self.core, start.lsn);
         }
         switches.drain(..).for_each(|switch| self.switch(switch));
         self.release_blocks();
         Ok(())
     }
 
-    /// None if the group was removed since `start`: the record of that will be durable before the
+    /// The group, and what has left it; nothing if the group was removed since `start`: the record of that will be durable before the
     /// checkpoint is. Shown as it was, its log would hold payloads that are free by then.
     fn capture(
         &self,
         id: CopysetId,
         start: &Capture,
         switches: &[Switch],
-    ) -> Result<Option<Captured>, StoreError> {
+    ) -> Result<Vec<Captured>, StoreError> {
         let known = start.groups.get(&id).copied().unwrap_or_default();
         let group =
             self.core.groups.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
@@ -264,7 +267,7 @@ impl UpkeepThread {
         };
         // A group created anew under the id is not the one the WAL knew at `start`.
         let Some(group) = group.filter(|group| group.first_lsn_is(known.first_lsn)) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let switch = switches.iter().find(|s| Arc::ptr_eq(&s.group, &group));
         let mut log_replaced = false;
@@ -302,8 +305,15 @@ impl UpkeepThread {
             (meta.applied, meta.state) = group.state()?;
             (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
         }
+        // What left the group before this look is in the same checkpoint, what leaves it later is
+        // still in its tables.
+        let children = group.children();
+        let mut captured: Vec<Captured> =
+            children.iter().map(|child| capture_child(child, start.lsn)).collect();
+        drop(children);
         drop(excluded);
-        Ok(Some(Captured { id, meta, chunks, dirty, space, group, log_replaced }))
+        captured.push(Captured { id, meta, chunks, dirty, space, group, log_replaced });
+        Ok(captured)
     }
 
     /// Brings a captured group's blocks to the device.
@@ -409,6 +419,23 @@ impl UpkeepThread {
         }
         self.core.data.pinned.store(pinned, Ordering::Relaxed);
     }
+}
+
+fn capture_child(child: &Child, lsn: u64) -> Captured {
+    let group = child.group.clone();
+    group.created_at(lsn);
+    let (applied, state) = group.captured_state();
+    let meta = GroupMeta {
+        vote: Some(child.vote),
+        applied,
+        last_purged: applied,
+        lost: None,
+        first_lsn: lsn,
+        state,
+    };
+    let space = group.space.clone();
+    let (chunks, dirty) = (space.snapshot(), space.dirty_blocks());
+    Captured { id: group.id, meta, chunks, dirty, space, group, log_replaced: false }
 }
 
 /// First WAL position that a recovery from this checkpoint needs.

@@ -15,7 +15,7 @@ use crate::payload::Blocks;
 use crate::simulate::Waker;
 use crate::store::Done;
 use crate::wal::format::Record;
-use crate::wal::writer::Capture;
+use crate::wal::writer::{Capture, WalGroup};
 
 /// Bytes of entries that may wait before `append` makes its caller wait: about 50 ms of a fast
 /// disk, so that a stalled one does not fill the memory.
@@ -31,6 +31,11 @@ pub(crate) enum Job {
     /// The first record of a group.
     Create {
         group: Arc<GroupInner>,
+    },
+    /// A group that a checkpoint has, and no record.
+    Adopt {
+        group: CopysetId,
+        known: WalGroup,
     },
     Entry {
         group: Arc<GroupInner>,

@@ -213,6 +213,9 @@ impl Writer {
                 let position = self.add(group.id, &Record::CreateGroup);
                 group.created_at(position);
             }
+            Job::Adopt { group, known } => {
+                self.next.groups.insert(*group, *known);
+            }
             Job::Entry { group, id, entry, blocks } => {
                 let at = self.batch.len() as u32;
                 let len = format::add_entry(&mut self.batch, group.id, entry, blocks.as_ref());
