@@ -10,9 +10,10 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use curve_raft::{SnapshotSink, SnapshotSource, StateMachine};
+use curve_raft::{Answer, Division, SnapshotSink, SnapshotSource, StateMachine};
 use curve_store::{Apply, ChunkView, CopyKind, LogPosition, StoreError};
 use curve_types::planted::{self, Bug};
+use curve_types::{ChunkKey, CopysetId, ShardRange, chunk_shard};
 use curve_wire::chunk::{ChunkError, ChunkRange, ChunkReply, Command, encode_reply};
 
 use self::snapshot::{Receiver, Sender};
@@ -26,12 +27,14 @@ pub(crate) type SharedState = Arc<RwLock<BlockState>>;
 pub(crate) struct BlockMachine {
     state: SharedState,
     digest: DigestSlot,
+    /// Of the command that is being carried out.
+    division: Option<Division>,
 }
 
 impl BlockMachine {
     /// `blob` is what `state` returned at the last checkpoint.
     pub fn open(state: SharedState, digest: DigestSlot, blob: Option<Bytes>) -> io::Result<Self> {
-        let machine = Self { state, digest };
+        let machine = Self { state, digest, division: None };
         if let Some(blob) = blob.filter(|blob| !blob.is_empty()) {
             machine.replace(&blob)?;
         }
@@ -51,13 +54,16 @@ impl BlockMachine {
 
     /// The outer error is the disk's and stops the replica; the inner one is the answer.
     fn carry_out(
-        &self,
+        &mut self,
         chunks: &Apply<'_>,
         position: LogPosition,
         command: Command,
     ) -> Result<ChunkReply, StoreError> {
         let admit = |range: &ChunkRange, writer| {
-            self.change_state(|state| state.admit(range.key.volume, writer))
+            self.change_state(|state| {
+                state.check_moved(range.key)?;
+                state.admit(range.key.volume, writer)
+            })
         };
         // Whether it may be carried out, and whether there is anything to do to the chunks.
         let decided = match &command {
@@ -85,6 +91,13 @@ impl BlockMachine {
                 self.change_state(|state| state.restore(*volume, *snapshot, *epoch))
             }
             Command::Digest { .. } => Ok(true),
+            Command::Split { to, shards } => {
+                let left = self.change_state(|state| state.split(*to, *shards));
+                left.map(|left| {
+                    self.division = left.map(|state| divide(*to, *shards, &state));
+                    false
+                })
+            }
         };
         match decided {
             Ok(true) => {}
@@ -99,7 +112,10 @@ impl BlockMachine {
                 chunks.write_zeroes(range.key, range.offset, range.len)?;
             }
             Command::Discard { range, .. } => chunks.discard(range.key, range.offset, range.len)?,
-            Command::Fence { .. } | Command::Revoke { .. } | Command::Thaw { .. } => {}
+            Command::Fence { .. }
+            | Command::Revoke { .. }
+            | Command::Thaw { .. }
+            | Command::Split { .. } => {}
             Command::DeleteVolume { volume } => chunks.delete_volume(volume)?,
             Command::Snapshot { .. } if planted::has(Bug::EmptySnapshot) => {}
             Command::Snapshot { volume, snapshot } => {
@@ -117,7 +133,7 @@ impl BlockMachine {
     }
 
     fn execute(
-        &self,
+        &mut self,
         chunks: &Apply<'_>,
         position: LogPosition,
         header: &[u8],
@@ -132,6 +148,12 @@ impl BlockMachine {
     }
 }
 
+/// What leaves with these shards, for a copyset that begins with `state`.
+fn divide(to: CopysetId, shards: ShardRange, state: &BlockState) -> Division {
+    let moves = Box::new(move |key: &ChunkKey| shards.contains(chunk_shard(*key)));
+    Division { id: to, state: state.encode(), moves }
+}
+
 impl StateMachine for BlockMachine {
     fn apply(
         &mut self,
@@ -139,8 +161,9 @@ impl StateMachine for BlockMachine {
         position: LogPosition,
         header: Bytes,
         payload: Bytes,
-    ) -> io::Result<Bytes> {
-        self.execute(apply, position, &header, payload)
+    ) -> io::Result<Answer> {
+        let reply = self.execute(apply, position, &header, payload)?;
+        Ok(Answer { reply, division: self.division.take() })
     }
 
     fn state(&self) -> Bytes {

@@ -207,5 +207,6 @@ fn outcome(error: &ChunkError) -> &'static str {
         ChunkError::Damaged => "damaged",
         ChunkError::Frozen => "frozen",
         ChunkError::Thawed => "thawed",
+        ChunkError::Moved => "moved",
     }
 }

@@ -46,6 +46,10 @@ impl Orders {
                 tracing::error!(%copyset, "ordered to form a group of malformed device ids");
                 continue;
             };
+            if self.server.may_divide(CopysetId(order.split_from), copyset) {
+                // What it is to have is still here.
+                continue;
+            }
             let raft = self.server.host();
             let done = match (voters.is_empty(), raft.group(copyset).is_some()) {
                 (true, true) => continue,

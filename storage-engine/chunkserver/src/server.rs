@@ -143,9 +143,23 @@ impl BlockServer {
 
     /// Stops a replica and forgets its data.
     pub async fn drop_replica(&self, copyset: CopysetId) -> Result<(), HostError> {
-        self.host.drop_group(copyset).await?;
-        self.replicas.remove(copyset);
-        Ok(())
+        let dropped = self.host.drop_group(copyset).await;
+        if !matches!(dropped, Err(HostError::NoGroup(_))) {
+            self.replicas.remove(copyset);
+        }
+        dropped
+    }
+
+    /// Whether the replica of `from` is yet to divide, or to learn that it has, so that `copyset`
+    /// leaves it. Were that made by order before, it would begin with nothing at all replicas.
+    pub fn may_divide(&self, from: CopysetId, copyset: CopysetId) -> bool {
+        let Some(replica) = self.replicas.get(from) else { return false };
+        let has_left = replica.has_left(copyset);
+        if has_left {
+            // It says so while it is about to make the other one.
+            replica.group.settle();
+        }
+        !has_left
     }
 
     /// Refuses writes to copysets that have a voter whose device is full, and to no others.

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use curve_raft::{GroupHandle, ProposeError, RaftHost, ReadError};
 use curve_store::{BegunRead, Group, StoreError};
-use curve_types::{BLOCK_SIZE, CopysetId};
+use curve_types::{BLOCK_SIZE, ChunkKey, CopysetId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{
     Changes, ChunkError, ChunkMessageError, ChunkRange, Command, KIND_CHANGES, KIND_PEER_READ,
@@ -40,6 +40,17 @@ pub(crate) struct Replica {
     pub group: Group,
     pub state: SharedState,
     pub digest: DigestSlot,
+}
+
+impl Replica {
+    fn check_moved(&self, key: ChunkKey) -> Result<(), ChunkError> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).check_moved(key)
+    }
+
+    /// Whether a copyset has left this one, as far as it is applied here.
+    pub fn has_left(&self, copyset: CopysetId) -> bool {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).has_left(copyset)
+    }
 }
 
 impl Replicas {
@@ -168,6 +179,7 @@ impl Inner {
         if let Some((volume, writer)) = authorize::writer(&command) {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
             state.check_read(volume, writer.session, writer.epoch)?;
+            authorize::chunk(&command).map_or(Ok(()), |key| state.check_moved(key))?;
         }
         let mut turn = match authorize::writer(&command) {
             Some((volume, _)) if group.is_leader() => {
@@ -254,7 +266,10 @@ impl Inner {
             state.check_read(range.key.volume, session, epoch)?;
         }
         let _slot = self.reads.acquire().await.expect("never closed");
-        Ok(read_stored(replica.group.clone(), range).await)
+        let stored = read_stored(replica.group.clone(), range).await;
+        // Only now: without its chunk, a replica reads a hole.
+        replica.check_moved(range.key)?;
+        Ok(stored)
     }
 
     /// The blocks of a snapshot that differ from another's, as a bitmap.
@@ -280,6 +295,7 @@ impl Inner {
             }
         }
         let changes = replica.group.changes(key, base).map_err(|error| chunk_error(&error))?;
+        replica.check_moved(key)?;
         let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
         if base.is_some_and(|base| !state.are_of_one_volume(key.volume, base)) {
             // Deleted meanwhile, and its chunks may have been gone when they were compared.

@@ -12,6 +12,7 @@ mod submit;
 
 pub use metrics::VolumeMetrics;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -472,16 +473,26 @@ impl Shared {
     /// Makes every copyset of the volume know this incarnation, so that it refuses earlier ones.
     async fn fence_earlier_incarnations(&self) -> Result<(), BlockError> {
         let volume = self.session.volume;
-        let chunks = curve_types::SHARDS_PER_VOLUME;
-        let keys = (0..chunks).map(|index| ChunkKey { volume, index: ChunkIndex(index) });
+        let chunks = (0..curve_types::SHARDS_PER_VOLUME).map(ChunkIndex);
+        let keys = chunks.map(|index| ChunkKey { volume, index });
         let deadline = self.deadline();
-        let barriers = self.submitter.one_per_copyset(keys).into_iter().map(|key| async move {
+        let barrier = |key| async move {
             let ticket = self.sequence.begin();
             let range = ChunkRange { key, offset: 0, len: BARRIER_LEN };
             let command = Command::Discard { range, writer: self.writer(&ticket) };
             self.propose(&command, key, deadline).await
-        });
-        join_all(barriers).await.into_iter().collect()
+        };
+        let mut fenced = BTreeMap::new();
+        loop {
+            let copysets = self.submitter.one_per_copyset(keys.clone());
+            if copysets == fenced {
+                return Ok(());
+            }
+            let barriers = join_all(copysets.values().map(|key| barrier(*key))).await;
+            barriers.into_iter().collect::<Result<(), BlockError>>()?;
+            // A copyset that was split meanwhile may have sent its barrier to the other part.
+            fenced = copysets;
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use curve_types::{CopysetId, DeviceId, Epoch, SessionId, VolumeId};
+use curve_types::{CopysetId, DeviceId, Epoch, SessionId, ShardRange, VolumeId};
 use curve_wire::auth::{Credentials, Key, Principal};
 use curve_wire::chunk::{ChunkError, ChunkReply, Command, KIND_PROPOSE, decode_reply};
 use curve_wire::rpc::Connection;
@@ -121,6 +121,16 @@ pub async fn restore(
     epoch: Epoch,
 ) -> Result<(), CommitError> {
     everywhere(node, [Command::Restore { volume, snapshot, epoch }], Effort::patient()).await
+}
+
+/// Makes a copyset give the chunks of these shards to another.
+pub async fn split(
+    node: &Node,
+    copyset: CopysetId,
+    to: CopysetId,
+    shards: ShardRange,
+) -> Result<(), CommitError> {
+    commit(node, copyset, &Command::Split { to, shards }, Effort::patient()).await
 }
 
 /// Makes every copyset of each volume keep what it has as the snapshot beside it. Done means that

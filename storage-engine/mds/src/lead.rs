@@ -8,6 +8,7 @@ use std::time::Duration;
 use curve_types::{CopysetId, DeviceId, VolumeId};
 use curve_wire::proto;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::chunkservers::{self, CommitError};
@@ -16,7 +17,7 @@ use crate::membership;
 use crate::metrics::Metrics;
 use crate::node::{Node, not_found};
 use crate::plan::{device_map, plan};
-use crate::state::Copyset;
+use crate::state::{Copyset, Volume};
 use crate::view::Scene;
 
 /// Between two looks when nothing wakes the loop.
@@ -24,7 +25,11 @@ const TICK: Duration = Duration::from_millis(500);
 /// After a step that failed, so that a group without a quorum is not asked in a circle.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Volumes whose copysets are told something at a time, beside attachments that wait for it.
-const VOLUMES_IN_FLIGHT_MAX: usize = 8;
+const ERRANDS_MAX: usize = 8;
+/// How long a volume that is to be told something waits for a split of a copyset of its pool.
+const SPLIT_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at that.
+const SPLIT_LOOK: Duration = Duration::from_millis(50);
 
 /// Runs until dropped.
 pub async fn lead(node: Arc<Node>, metrics: Arc<Metrics>) {
@@ -95,16 +100,12 @@ async fn step(node: &Arc<Node>, errands: &Errands) {
             tracing::warn!(error = status.message(), "a planned step was not carried out");
         }
     }
-    for volume in due.fences {
-        errands.start(node, volume, Errand::Fence);
-    }
+    // The others wait for these.
+    due.splits.into_iter().for_each(|copyset| errands.start(node, Errand::Split(copyset)));
+    due.fences.into_iter().for_each(|volume| errands.start(node, Errand::Fence(volume)));
     // They make room for what follows.
-    for volume in due.deletions {
-        errands.start(node, volume, Errand::Delete);
-    }
-    for volume in due.restorations {
-        errands.start(node, volume, Errand::Restore);
-    }
+    due.deletions.into_iter().for_each(|volume| errands.start(node, Errand::Delete(volume)));
+    due.restorations.into_iter().for_each(|volume| errands.start(node, Errand::Restore(volume)));
 }
 
 /// A person who reads the log later wants to know why data moved.
@@ -130,6 +131,7 @@ fn announce(command: &Kind) {
         Kind::PreferLeader(log::PreferLeader { copyset, device }) => {
             tracing::info!(copyset, device = %id(device), "another replica is to lead");
         }
+        Kind::BeginSplit(copyset) => tracing::info!(copyset, "splitting a copyset"),
         Kind::ForgetDevice(device) => tracing::info!(device = %id(device), "forgetting a device"),
         Kind::AbandonSnapshots(log::VolumeIds { ids }) => {
             tracing::warn!(snapshots = ids.len(), "giving up snapshots that were left unfinished");
@@ -163,23 +165,46 @@ fn announce_scrub(end: &log::EndScrub) {
 
 #[derive(Clone, Copy)]
 enum Errand {
-    Fence,
-    Restore,
-    Delete,
+    Fence(VolumeId),
+    Restore(VolumeId),
+    Delete(VolumeId),
+    Split(CopysetId),
 }
 
-/// Work for volumes that nobody waits for, at most one per volume. What fails is planned again.
+/// What there is at most one errand for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Subject {
+    Volume(VolumeId),
+    Copyset(CopysetId),
+}
+
+impl Errand {
+    fn subject(self) -> Subject {
+        match self {
+            Self::Fence(volume) | Self::Restore(volume) | Self::Delete(volume) => {
+                Subject::Volume(volume)
+            }
+            Self::Split(copyset) => Subject::Copyset(copyset),
+        }
+    }
+}
+
+/// Work that nobody waits for. What fails is planned again.
 #[derive(Default)]
 struct Errands {
-    running: Arc<Mutex<BTreeSet<VolumeId>>>,
+    running: Arc<Mutex<BTreeSet<Subject>>>,
     /// Stops them when the term ends.
     tasks: Mutex<JoinSet<()>>,
 }
 
 impl Errands {
-    fn start(&self, node: &Arc<Node>, volume: VolumeId, errand: Errand) {
+    fn start(&self, node: &Arc<Node>, errand: Errand) {
+        let subject = errand.subject();
         let mut running = self.running.lock().expect("no panic while held");
-        if running.len() >= VOLUMES_IN_FLIGHT_MAX || !running.insert(volume) {
+        let of_volumes = |subject: &&Subject| matches!(subject, Subject::Volume(_));
+        let is_full = running.iter().filter(of_volumes).count() >= ERRANDS_MAX;
+        // Splits are few, and the others may wait for them.
+        if is_full && of_volumes(&&subject) || !running.insert(subject) {
             return;
         }
         let (node, running) = (node.clone(), self.running.clone());
@@ -187,28 +212,58 @@ impl Errands {
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             let done = match errand {
-                Errand::Fence => finish_fence(&node, volume).await,
-                Errand::Restore => finish_restoration(&node, volume).await,
-                Errand::Delete => finish_deletion(&node, volume).await,
+                Errand::Fence(volume) => finish_fence(&node, volume).await,
+                Errand::Restore(volume) => finish_restoration(&node, volume).await,
+                Errand::Delete(volume) => finish_deletion(&node, volume).await,
+                Errand::Split(copyset) => finish_split(&node, copyset).await,
             };
             if let Err(status) = done {
-                tracing::warn!(%volume, error = status.message(), "will be tried again");
+                tracing::warn!(?subject, error = status.message(), "will be tried again");
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
-            running.lock().expect("no panic while held").remove(&volume);
+            running.lock().expect("no panic while held").remove(&subject);
             node.wake.notify_one();
         });
     }
+}
+
+/// The volume while no copyset of its pool is being split. As long as it owes something none will be.
+async fn at_rest(node: &Node, volume: VolumeId) -> Result<Volume, Status> {
+    let look = || -> Result<Option<Volume>, Status> {
+        let state = node.state.read();
+        let found = state.volumes.get(&volume).ok_or_else(|| not_found("volume", volume))?;
+        Ok((!state.is_splitting(found.pool)).then(|| found.clone()))
+    };
+    let deadline = Instant::now() + SPLIT_PATIENCE;
+    loop {
+        match look()? {
+            Some(found) => return Ok(found),
+            None if Instant::now() >= deadline => {
+                let message = format!("a copyset of volume {volume} is still being split");
+                return Err(Status::unavailable(message));
+            }
+            None => tokio::time::sleep(SPLIT_LOOK).await,
+        }
+    }
+}
+
+/// Has the copyset divide, and makes what left it known.
+async fn finish_split(node: &Arc<Node>, id: CopysetId) -> Result<(), Status> {
+    let found = node.state.read().copysets.get(&id).cloned();
+    let found = found.ok_or_else(|| not_found("copyset", id))?;
+    let Some((to, (_, shards))) = found.splitting.zip(found.shards.halves()) else { return Ok(()) };
+    chunkservers::split(node, id, to, shards).await.map_err(commit_status)?;
+    node.command(Kind::FinishSplit(id.0)).await?;
+    node.view().split.insert(to, node.now());
+    tracing::info!(copyset = %id, %to, first = shards.first, end = shards.end, "split");
+    Ok(())
 }
 
 /// Sees to it that every copyset of the volume enforces the newest epoch and every revocation, and
 /// records that.
 pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
     let _turn = node.fencing(volume).await;
-    let found = {
-        let state = node.state.read();
-        state.volumes.get(&volume).cloned().ok_or_else(|| not_found("volume", volume))?
-    };
+    let found = at_rest(node, volume).await?;
     if !found.owes_fence() {
         return Ok(());
     }
@@ -230,10 +285,7 @@ pub async fn finish_fence(node: &Arc<Node>, volume: VolumeId) -> Result<(), Stat
 /// being restored from, and refuses older epochs, and records that.
 pub async fn finish_restoration(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
     let _turn = node.fencing(volume).await;
-    let found = {
-        let state = node.state.read();
-        state.volumes.get(&volume).cloned().ok_or_else(|| not_found("volume", volume))?
-    };
+    let found = at_rest(node, volume).await?;
     let Some(snapshot) = found.restoring else { return Ok(()) };
     chunkservers::restore(node, volume, snapshot, found.epoch).await.map_err(commit_status)?;
     let restored = log::Restored { volume_id: volume.to_wire(), epoch: found.epoch.0 };
@@ -243,6 +295,7 @@ pub async fn finish_restoration(node: &Arc<Node>, volume: VolumeId) -> Result<()
 }
 
 async fn finish_deletion(node: &Arc<Node>, volume: VolumeId) -> Result<(), Status> {
+    at_rest(node, volume).await?;
     chunkservers::delete(node, volume).await.map_err(commit_status)?;
     node.command(Kind::ForgetVolume(volume.to_wire())).await?;
     tracing::info!(%volume, "dropped a deleted volume's chunks");

@@ -66,8 +66,8 @@ impl StateMachine for Machine {
         _position: LogPosition,
         header: Bytes,
         _payload: Bytes,
-    ) -> io::Result<Bytes> {
-        Ok(self.0.apply(header))
+    ) -> io::Result<curve_raft::Answer> {
+        Ok(self.0.apply(header).into())
     }
 
     fn state(&self) -> Bytes {

@@ -7,8 +7,9 @@ mod orders;
 mod placement;
 mod repair;
 mod scrub;
+mod split;
 
-use curve_types::VolumeId;
+use curve_types::{CopysetId, VolumeId};
 
 use crate::log::{self, command::Kind};
 use crate::state::{Scheduler, Volume};
@@ -23,6 +24,8 @@ pub use scrub::{is_due, is_open, report as scrub_report};
 pub struct Plan {
     /// To be written into the log, in order.
     pub commands: Vec<Kind>,
+    /// Copysets that must still be split.
+    pub splits: Vec<CopysetId>,
     /// Volumes whose copysets must still be told to refuse older epochs.
     pub fences: Vec<VolumeId>,
     /// Volumes whose copysets must still take over the data of a snapshot.
@@ -40,10 +43,24 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     let paused = |scheduler| scene.state.paused.contains(&scheduler);
     let replacements = repair::plan_replacements(scene);
     let begins = |command: &Kind| matches!(command, Kind::BeginReplacement(_));
-    let held = |command: &Kind| paused(Scheduler::Repair) && begins(command);
+    let splits = |command: &Kind| match command {
+        Kind::BeginReplacement(begin) => {
+            let copyset = scene.state.copysets.get(&CopysetId(begin.copyset));
+            copyset.is_some_and(|copyset| copyset.splitting.is_some())
+        }
+        _ => false,
+    };
+    let held = |command: &Kind| paused(Scheduler::Repair) && begins(command) || splits(command);
     commands.extend(replacements.into_iter().filter(|command| !held(command)));
     // What else is due changes what is even.
     let mut even = commands.is_empty();
+    let splitting = scene.state.copysets.iter().filter(|(_, copyset)| copyset.splitting.is_some());
+    let splits: Vec<CopysetId> = splitting.map(|(id, _)| *id).collect();
+    even &= splits.is_empty();
+    if even && !paused(Scheduler::Balance) {
+        commands.extend(split::plan_splits(scene));
+        even = commands.is_empty();
+    }
     if even && !paused(Scheduler::Balance) {
         let moves = balance::plan_moves(scene);
         even = moves.is_empty();
@@ -57,10 +74,13 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     commands.extend(plan_abandoned_snapshots(scene));
     let wanted = |wanted: fn(&Volume) -> bool| {
         let volumes = scene.state.volumes.iter().filter(|(_, volume)| wanted(volume));
+        // See `State::may_split`.
+        let volumes = volumes.filter(|(_, volume)| !scene.state.is_splitting(volume.pool));
         volumes.map(|(id, _)| *id).collect()
     };
     Plan {
         commands,
+        splits,
         fences: wanted(|volume| !volume.deleting && volume.owes_fence()),
         restorations: wanted(|volume| !volume.deleting && volume.restoring.is_some()),
         deletions: wanted(|volume| volume.deleting),

@@ -81,6 +81,10 @@ pub struct Copyset {
     pub config_index: u64,
     /// A replica being moved.
     pub joining: Option<Joining>,
+    /// The copyset that is leaving this one, with the upper half of its shards.
+    pub splitting: Option<CopysetId>,
+    /// The copyset that this one left.
+    pub split_from: Option<CopysetId>,
 }
 
 /// `add` catches up as a learner, then takes the place of `remove`.

@@ -17,6 +17,9 @@ pub const DOWN_AFTER: Duration = Duration::from_secs(5);
 /// at a third of it.
 pub const SESSION_LEASE: Duration = Duration::from_secs(30);
 
+/// What left another copyset so recently need not have a leader yet, nor have been reported.
+const FORMS_WITHIN: Duration = Duration::from_secs(5);
+
 /// A moment, as the time since the process started.
 pub type Moment = Duration;
 
@@ -76,6 +79,8 @@ pub struct View {
     pub devices_changed: Moment,
     /// Snapshots that this leader is taking; others that are not ready were left behind.
     pub taking: BTreeSet<VolumeId>,
+    /// When copysets left others.
+    pub split: BTreeMap<CopysetId, Moment>,
 }
 
 impl View {
@@ -137,6 +142,7 @@ impl View {
         let open: BTreeSet<SessionId> =
             state.volumes.values().flat_map(|volume| volume.sessions.keys().copied()).collect();
         self.sessions.retain(|id, _| open.contains(id));
+        self.split.retain(|id, _| state.copysets.contains_key(id));
     }
 }
 
@@ -202,8 +208,11 @@ impl<'a> Scene<'a> {
 
     /// How a copyset fares. A replica on its way to another device is still where it was.
     pub fn condition(&self, id: CopysetId, copyset: &Copyset) -> Condition {
-        let whole = copyset.voters.iter().filter(|voter| self.hosts(**voter, id)).count();
-        let led = self.view.leader_of(id, self.now).is_some();
+        let split = self.view.split.get(&id);
+        let forms = split.is_some_and(|at| self.now.saturating_sub(*at) <= FORMS_WITHIN);
+        let hosts = |voter: DeviceId| self.hosts(voter, id) || forms && self.is_up(voter);
+        let whole = copyset.voters.iter().filter(|voter| hosts(**voter)).count();
+        let led = forms || self.view.leader_of(id, self.now).is_some();
         if whole == copyset.voters.len() && led {
             Condition::Whole
         } else if whole >= copyset.quorum() && led {

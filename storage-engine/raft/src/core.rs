@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::gate::Gate;
 use crate::heard::Heard;
+use crate::host::children::Children;
 use crate::inbox::Delivery;
 use crate::lease::LeaseClock;
 use crate::log::InstallGate;
@@ -46,6 +47,7 @@ pub(crate) struct Shared {
     pub metrics: Metrics,
     pub clock: Arc<LeaseClock>,
     pub room: Arc<LogRoom>,
+    pub children: Children,
     /// Bytes of proposals under way, in KiB.
     pub proposal_kib: Arc<Semaphore>,
 }

@@ -23,6 +23,7 @@ use crate::election::follow_leadership;
 use crate::gate::Gate;
 use crate::group::PROPOSALS_KIB_MAX;
 use crate::heard::Heard;
+use crate::host::children::Children;
 use crate::inbox::{INBOX_MAX, serve_appends};
 use crate::lease::LeaseClock;
 use crate::log::{InstallGate, LogStore};
@@ -36,6 +37,7 @@ use crate::types::NodeId;
 use crate::witness::{ReplicaId, tell};
 use crate::{Factory, GroupHandle, GroupReport, HostOptions, Leadership, Timing};
 
+pub(crate) mod children;
 mod damage;
 mod upkeep;
 
@@ -149,6 +151,7 @@ impl RaftHost {
             metrics: metrics.clone(),
             clock: Arc::new(LeaseClock::new()),
             room,
+            children: Children::default(),
             proposal_kib: Arc::new(Semaphore::new(PROPOSALS_KIB_MAX)),
         };
         let host = Arc::new(Host {
@@ -317,6 +320,9 @@ impl Host {
             return Err(HostError::ShuttingDown);
         }
         if self.shared.store.group(id).is_some() {
+            if self.shared.children.is_waiting(id) {
+                return Err(HostError::Exists(id));
+            }
             // Left by a call that was cancelled, or a removal that failed: its log and data are
             // not those of an empty replica.
             self.forget(id).await?;
@@ -345,7 +351,7 @@ impl Host {
         let id = group.id();
         let shared = self.shared.clone();
         let make = |group: &_, state| (self.factory)(id, group, state);
-        let replica = Replica::new(group.clone(), applied, state, make)
+        let replica = Replica::new(group.clone(), applied, state, shared.children.clone(), make)
             .map_err(|source| HostError::StateMachine { id, source })?;
         let installs = InstallGate::new();
         let heard = Arc::<Heard>::default();

@@ -32,7 +32,7 @@ pub mod witness;
 pub use blocking::in_thread;
 pub use group::{ChangeError, GroupHandle, Leadership, ProposeError, ReadError, TransferError};
 pub use host::{HostError, RaftHost};
-pub use machine::{NoParts, SnapshotSink, SnapshotSource, StateMachine};
+pub use machine::{Answer, Division, NoParts, SnapshotSink, SnapshotSource, StateMachine};
 pub use options::{Factory, GroupReport, HostOptions, ReadPolicy, Resolve, Timing};
 pub use peers::DialError;
 

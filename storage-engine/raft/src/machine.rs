@@ -4,6 +4,31 @@ use std::io;
 
 use bytes::Bytes;
 use curve_store::{Apply, ChunkView, Install, LogPosition};
+use curve_types::{ChunkKey, CopysetId};
+
+/// What became of a command.
+pub struct Answer {
+    /// For whoever proposed it.
+    pub reply: Bytes,
+    /// Set if it divides the group.
+    pub division: Option<Division>,
+}
+
+impl From<Bytes> for Answer {
+    fn from(reply: Bytes) -> Self {
+        Self { reply, division: None }
+    }
+}
+
+/// Some of a group's chunks are another's from a command on. That has the same members, and its log
+/// goes on where the command was.
+pub struct Division {
+    pub id: CopysetId,
+    /// The new group's own, as `StateMachine::state` would return it.
+    pub state: Bytes,
+    /// Which chunks it gets.
+    pub moves: Box<dyn Fn(&ChunkKey) -> bool + Send>,
+}
 
 /// One per group. Called by one task, never concurrently.
 ///
@@ -23,7 +48,7 @@ pub trait StateMachine: Send + 'static {
         position: LogPosition,
         header: Bytes,
         payload: Bytes,
-    ) -> io::Result<Bytes>;
+    ) -> io::Result<Answer>;
 
     /// Everything but the chunks, as a blob: it goes into checkpoints and snapshots, and `restore`
     /// of another replica (perhaps of a later version) reads it. At most 64 MiB.

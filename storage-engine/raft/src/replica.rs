@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use curve_store::{Group, Install, LogPosition, StateProvider, Store, StoreError};
+use curve_store::{
+    Apply, Group, Install, LogPosition, NewGroup, StateProvider, Store, StoreError, Vote,
+};
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
@@ -16,11 +18,12 @@ use tokio::sync::oneshot;
 
 use crate::blocking::patiently;
 use crate::codec::entry::{decode_blob, encode_blob};
+use crate::host::children::Children;
 use crate::log::InstallGate;
 use crate::metrics::Metrics;
 use crate::snapshot::Destination;
 use crate::types::{Entry, LogId, SnapshotMeta, StoredMembership, Types, log_id, position};
-use crate::{NoParts, SnapshotSource, StateMachine};
+use crate::{Answer, Division, NoParts, SnapshotSource, StateMachine};
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<Types, SnapshotData>;
 
@@ -41,6 +44,7 @@ struct Applied {
 pub(crate) struct Replica {
     group: Group,
     applied: Mutex<Applied>,
+    children: Children,
 }
 
 impl StateProvider for Replica {
@@ -68,12 +72,13 @@ impl Replica {
         group: Group,
         last: Option<LogPosition>,
         blob: Bytes,
+        children: Children,
         make: impl FnOnce(&Group, Option<Bytes>) -> io::Result<Box<dyn StateMachine>>,
     ) -> io::Result<Arc<Self>> {
         let (membership, state) = decode_blob(blob)?;
         let machine = make(&group, state)?;
         let applied = Mutex::new(Applied { machine, last, membership });
-        let replica = Arc::new(Self { group: group.clone(), applied });
+        let replica = Arc::new(Self { group: group.clone(), applied, children });
         let provider: Arc<dyn StateProvider> = replica.clone();
         group.set_state_provider(&provider);
         Ok(replica)
@@ -101,7 +106,12 @@ impl Replica {
         let answer = match entry.payload {
             EntryPayload::Blank => Bytes::new(),
             EntryPayload::Normal(command) => {
-                applied.machine.apply(&apply, at, command.header, command.payload)?
+                let Answer { reply, division } =
+                    applied.machine.apply(&apply, at, command.header, command.payload)?;
+                if let Some(division) = division {
+                    self.divide(&apply, at, &applied.membership, division);
+                }
+                reply
             }
             EntryPayload::Membership(membership) => {
                 applied.membership = StoredMembership::new(Some(entry.log_id), membership);
@@ -113,6 +123,21 @@ impl Replica {
         drop(applied);
         drop(apply);
         Ok(answer)
+    }
+
+    /// The new group's first vote is for who led the old one, in that term: later terms follow it,
+    /// as the positions in its log do, and it is not elected by that.
+    fn divide(
+        &self,
+        apply: &Apply<'_>,
+        at: LogPosition,
+        membership: &StoredMembership,
+        Division { id, state, moves }: Division,
+    ) {
+        let state = encode_blob(membership, &state);
+        let vote = Vote { term: at.term, node: Some(at.node), committed: false };
+        let done = self.children.expect(id, at, state.clone());
+        apply.split(NewGroup { id, vote, applied: at, state }, moves, done);
     }
 
     fn snapshot(&self) -> io::Result<Option<Snapshot>> {

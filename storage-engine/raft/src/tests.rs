@@ -3,6 +3,7 @@
 mod cluster;
 mod conformance;
 mod damage;
+mod division;
 mod failure;
 mod measure;
 mod membership;

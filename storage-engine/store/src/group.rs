@@ -455,6 +455,11 @@ impl Group {
         Ok(Apply::new(self, self.inner.space.clone(), index, excluded))
     }
 
+    /// Waits until the entry that is being applied is, if one is.
+    pub fn settle(&self) {
+        drop(self.inner.lock_apply());
+    }
+
     /// Reads bytes of a chunk; holes read as zeroes. `NoGroup` if the group was removed.
     pub fn read(&self, key: ChunkKey, offset: u32, len: u32) -> Result<Bytes, StoreError> {
         self.core().device.check()?;

@@ -1,6 +1,7 @@
 //! The chunk space of one group: its tables, the blocks it displaced, and who still needs them.
 
 mod copies;
+mod divide;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -83,9 +84,9 @@ pub(crate) struct Space {
     pub data: Arc<DataArea>,
     tables: RwLock<Tables>,
     reclaim: Mutex<Reclaim>,
-    /// The space that it was divided from, if one, and when: readers that were at work there by then
-    /// may still read its blocks.
-    origin: Option<(Weak<Space>, u64)>,
+    /// The spaces that its chunks were in before, and until when: readers that were at work there by
+    /// then may still read its blocks.
+    origins: Vec<(Weak<Space>, u64)>,
     /// Partial writes of damaged blocks since the checkpoint was read, which is itself number 0.
     losses: AtomicU32,
 }
@@ -117,34 +118,9 @@ impl Space {
             data,
             tables: RwLock::new(tables),
             reclaim: Mutex::default(),
-            origin: None,
+            origins: Vec::new(),
             losses: AtomicU32::default(),
         })
-    }
-
-    /// Moves the chunks of which `moves` is true to a space of their own. None, without effect, if
-    /// the space is retired.
-    pub fn divide(self: &Arc<Self>, moves: impl Fn(&ChunkKey) -> bool) -> Option<Arc<Self>> {
-        let mut tables = self.changeable()?;
-        let chunks = tables.chunks.extract_if(.., |key, _| moves(key)).collect();
-        let dirty = tables.dirty.extract_if(.., |key| moves(key)).collect();
-        // After all pins of readers that may have seen the chunks here.
-        let origin = Some((Arc::downgrade(self), self.data.pin_tick()));
-        Some(Arc::new(Self {
-            data: self.data.clone(),
-            tables: RwLock::new(Tables { chunks, dirty, retired: false }),
-            reclaim: Mutex::default(),
-            origin,
-            losses: AtomicU32::new(self.losses.load(Ordering::Relaxed)),
-        }))
-    }
-
-    /// The tick of the oldest reader that was at work in the space that it was divided from.
-    fn inherited_pin(&self) -> Option<u64> {
-        let (origin, until) = self.origin.as_ref()?;
-        let origin = origin.upgrade()?;
-        let own = origin.reclaim().pins.keys().next().copied();
-        own.into_iter().chain(origin.inherited_pin()).min().filter(|tick| tick < until)
     }
 
     fn reclaim(&self) -> std::sync::MutexGuard<'_, Reclaim> {

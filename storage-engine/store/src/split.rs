@@ -62,9 +62,9 @@ impl Apply<'_> {
 
 impl GroupInner {
     /// With the group itself.
-    pub fn abandon_children(&self) -> impl Iterator<Item = (CopysetId, Done)> {
+    pub fn abandon_children(&self) -> Vec<(CopysetId, Done)> {
         let children = std::mem::take(&mut *self.children());
-        children.into_iter().map(|child| (child.group.id, child.done))
+        children.into_iter().map(|child| (child.group.id, child.done)).collect()
     }
 
     /// Forgets the children that a durable checkpoint has, which begins at `lsn`: from now on they

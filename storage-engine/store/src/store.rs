@@ -295,13 +295,16 @@ impl Store {
             core.queue.push([queued], log);
         }
         drop(groups);
-        // Under the apply lock, so that nothing leaves it any more.
-        let _whole_entries = inner.lock_apply();
-        core.retire(inner.space.clone());
-        for (child, left) in inner.abandon_children() {
-            self.remove_group(child, Box::new(move |_| left(Err(StoreError::NoGroup(id)))))?;
-        }
-        Ok(())
+        let children = {
+            // So that nothing leaves it any more.
+            let _whole_entries = inner.lock_apply();
+            core.retire(inner.space.clone());
+            inner.abandon_children()
+        };
+        children.into_iter().try_for_each(|(child, left)| {
+            left(Err(StoreError::NoGroup(id)));
+            self.remove_group(child, Box::new(|_| ()))
+        })
     }
 
     /// Starts a checkpoint of all groups that covers at least what was applied before the call.

@@ -75,6 +75,11 @@ impl UpkeepThread {
     fn answer(&mut self, mut requests: Requests) {
         let checked = self.core.device.check();
         let result = checked.and_then(|()| self.serve(&mut requests));
+        if matches!(result, Err(StoreError::HostGone(_)))
+            && self.core.groups().iter().any(|group| !group.children().is_empty())
+        {
+            self.core.upkeep.request_checkpoint();
+        }
         self.failed(&result);
         let left = requests.checkpointed.into_iter().chain(requests.rooted);
         left.chain(requests.switches.into_iter().map(|s| s.done))
@@ -213,6 +218,11 @@ impl UpkeepThread {
             captured.extend(self.capture(*id, &start, switches)?);
         }
         captured.sort_by_key(|group| group.id);
+        let has_namesake = |child: &Child| start.groups.contains_key(&child.group.id);
+        if captured.iter().any(|group| group.group.children().iter().any(has_namesake)) {
+            // A recovery must not read after `start` that the earlier group of that id is gone.
+            return self.checkpoint(switches);
+        }
         self.await_homes(captured.iter().flat_map(|group| &group.dirty))?;
         captured.iter_mut().try_for_each(|group| self.write_captured(group))?;
         // Taken before the barrier: entries without a place yet will get one after `start`.

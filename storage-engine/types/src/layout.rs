@@ -62,6 +62,18 @@ impl ShardRange {
     }
 
     /// Whether `shard` belongs to this range.
+    #[expect(clippy::len_without_is_empty, reason = "no copyset owns nothing")]
+    pub fn len(self) -> u32 {
+        self.end - self.first
+    }
+
+    /// Lower and upper half; None of a single shard.
+    pub fn halves(self) -> Option<(Self, Self)> {
+        let middle = self.first + self.len().div_ceil(2);
+        let upper = Self { first: middle, ..self };
+        (upper.len() > 0).then_some((Self { end: middle, ..self }, upper))
+    }
+
     pub fn contains(self, shard: ShardId) -> bool {
         (self.first..self.end).contains(&shard.0)
     }
@@ -143,6 +155,16 @@ pub fn split_range(offset: u64, len: u64) -> impl Iterator<Item = ChunkSpan> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_are_all_of_a_range_and_a_single_shard_has_none() {
+        for (first, end) in [(0, 1024), (3, 8), (7, 9)] {
+            let (lower, upper) = ShardRange { first, end }.halves().expect("two halves");
+            assert_eq!((lower.first, lower.end, upper.end), (first, upper.first, end));
+            assert!(lower.len() - upper.len() <= 1 && upper.len() > 0);
+        }
+        assert_eq!(ShardRange { first: 7, end: 8 }.halves(), None);
+    }
 
     #[test]
     fn ranges_cover_every_shard_once() {

@@ -17,12 +17,13 @@
 //! | 56 | 8 | floor |
 //!
 //! Payload of what is about a snapshot: the id of the snapshot (16). A digest has the number of the
-//! scrub as its seq.
+//! scrub as its seq. Payload of a split: the id of the new copyset and the first and the end of its
+//! shards (4 each).
 
 use bytes::{Bytes, BytesMut};
 use curve_types::{
-    BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, ChunkIndex, ChunkKey, DeviceId, Epoch, SessionId,
-    VolumeId,
+    BLOCK_SIZE, BLOCKS_PER_CHUNK, CHUNK_SIZE, ChunkIndex, ChunkKey, CopysetId, DeviceId, Epoch,
+    SessionId, ShardRange, VolumeId,
 };
 use thiserror::Error;
 
@@ -50,6 +51,7 @@ const OP_THAW: u8 = 10;
 const OP_RESTORE: u8 = 11;
 const OP_CHANGES: u8 = 12;
 const OP_DIGEST: u8 = 13;
+const OP_SPLIT: u8 = 14;
 
 /// Who writes. `seq` numbers the writes of a session; `floor` is the lowest `seq` that is still
 /// unresolved, so that no delayed duplicate below it may take effect any more.
@@ -125,6 +127,12 @@ pub enum Command {
     Digest {
         scrub: u64,
     },
+    /// Give the chunks of these shards to the copyset `to`, which begins with that, on the same
+    /// devices, and knows of every volume what this one does.
+    Split {
+        to: CopysetId,
+        shards: ShardRange,
+    },
 }
 
 /// A read by a session.
@@ -140,7 +148,7 @@ pub struct Read {
 pub enum ChunkMessageError {
     #[error("chunk message has {0} bytes, at least {OP_HEADER_LEN} are needed")]
     Short(usize),
-    #[error("chunk operation is {0}, expected 1 to 13")]
+    #[error("chunk operation is {0}, expected 1 to 14")]
     Operation(u8),
     #[error("chunk range {offset}+{len} is empty or leaves the chunk of {CHUNK_SIZE} bytes")]
     Range { offset: u32, len: u32 },
@@ -246,6 +254,11 @@ impl Command {
                 let writer = Writer { seq: *scrub, ..Writer::default() };
                 (Self::volume_header(OP_DIGEST, VolumeId::default(), writer), Bytes::new())
             }
+            Self::Split { to, shards } => {
+                let header = Self::volume_header(OP_SPLIT, VolumeId::default(), Writer::default());
+                let fields = [to.0, shards.first, shards.end].map(u32::to_le_bytes);
+                (header, Bytes::copy_from_slice(fields.as_flattened()))
+            }
         };
         (Bytes::copy_from_slice(&header.encode()), data)
     }
@@ -296,6 +309,17 @@ impl Command {
                 })
             }
             OP_DIGEST => Ok(Self::Digest { scrub: header.writer.seq }),
+            OP_SPLIT => {
+                let (fields, rest) = payload.as_chunks();
+                let &[to, first, end] = fields else {
+                    return Err(ChunkMessageError::Payload { found: payload.len(), expected: 12 });
+                };
+                if !rest.is_empty() {
+                    return Err(ChunkMessageError::Payload { found: payload.len(), expected: 12 });
+                }
+                let [to, first, end] = [to, first, end].map(u32::from_le_bytes);
+                Ok(Self::Split { to: CopysetId(to), shards: ShardRange { first, end } })
+            }
             other => Err(ChunkMessageError::Operation(other)),
         }
     }
@@ -312,7 +336,7 @@ impl Command {
             | Self::Snapshot { volume, .. }
             | Self::Thaw { volume, .. }
             | Self::Restore { volume, .. } => Some(*volume),
-            Self::Digest { .. } => None,
+            Self::Digest { .. } | Self::Split { .. } => None,
         }
     }
 }
@@ -463,6 +487,9 @@ pub enum ChunkError {
     /// The snapshot was taken here before, and the volume has been written since.
     #[error("the freeze of this snapshot has ended")]
     Thawed,
+    /// A newer map says which copyset has the chunk now.
+    #[error("the chunk is another copyset's by now")]
+    Moved,
 }
 
 /// Answer to a command (empty) or a read (its data).
@@ -489,6 +516,7 @@ pub fn encode_reply(reply: &ChunkReply) -> (Bytes, Bytes) {
         Err(ChunkError::Damaged) => 10,
         Err(ChunkError::Frozen) => 11,
         Err(ChunkError::Thawed) => 12,
+        Err(ChunkError::Moved) => 13,
     };
     head.extend_from_slice(&[status]);
     match reply {
@@ -529,113 +557,11 @@ pub fn decode_reply(body: &Bytes) -> Result<ChunkReply, ChunkMessageError> {
         10 => ChunkError::Damaged,
         11 => ChunkError::Frozen,
         12 => ChunkError::Thawed,
+        13 => ChunkError::Moved,
         other => return Err(ChunkMessageError::Operation(other)),
     };
     Ok(Err(error))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(offset: u32, len: u32) -> ChunkRange {
-        let key = ChunkKey { volume: VolumeId::random(), index: ChunkIndex(3) };
-        ChunkRange { key, offset, len }
-    }
-
-    /// What a chunkserver makes of the command's frame.
-    fn received(command: &Command) -> Result<Command, ChunkMessageError> {
-        let (head, data) = command.encode();
-        let (header, payload) = Command::split(&[&head[..], &data[..]].concat().into())?;
-        Command::decode_parts(&header, payload)
-    }
-
-    #[test]
-    fn commands_survive_the_wire() {
-        let writer = Writer { session: SessionId(1), epoch: Epoch(2), seq: 3, floor: 2 };
-        let volume = VolumeId::random();
-        let commands = [
-            Command::Write { range: range(512, 3), writer, data: Bytes::from_static(b"abc") },
-            Command::WriteZeroes { range: range(0, 4 << 20), writer },
-            Command::Discard { range: range(4096, 8192), writer },
-            Command::Fence { volume, min_epoch: Epoch(9) },
-            Command::Revoke { volume, session: SessionId(8), min_epoch: Epoch(10) },
-            Command::DeleteVolume { volume },
-            Command::Snapshot { volume, snapshot: VolumeId::random() },
-            Command::Thaw { volume, snapshot: VolumeId::random() },
-            Command::Restore { volume, snapshot: VolumeId::random(), epoch: Epoch(3) },
-            Command::Digest { scrub: 1 << 40 },
-        ];
-        for command in commands {
-            assert_eq!(received(&command), Ok(command));
-        }
-        let read = Read { range: range(1, 2), session: SessionId(4), epoch: Epoch(5) };
-        assert_eq!(Read::decode(&read.encode()), Ok(read));
-        for base in [None, Some(volume)] {
-            let key = range(0, 1).key;
-            let changes = Changes { key, base, session: SessionId(4), epoch: Epoch(5) };
-            assert_eq!(Changes::decode(&changes.encode()), Ok(changes));
-            assert!(Changes::decode(&changes.encode()[1..]).is_err());
-        }
-        let read = PeerRead { key: range(0, 1).key, block: 1023 };
-        assert_eq!(PeerRead::decode(&read.encode()), Ok(read));
-        let block = PeerBlock { applied: 1 << 40, data: vec![7; BLOCK_SIZE as usize].into() };
-        assert_eq!(PeerBlock::decode(&block.encode()), Ok(block.clone()));
-        assert!(PeerBlock::decode(&block.encode().slice(1..)).is_err());
-    }
-
-    #[test]
-    fn a_peer_reads_one_whole_block() {
-        for (offset, len) in [(1, 4096), (4096, 4095), (0, 8192)] {
-            let header = OpHeader::of(OP_PEER_READ, range(offset, len), Writer::default());
-            let decoded = PeerRead::decode(&header.encode());
-            assert_eq!(decoded, Err(ChunkMessageError::Range { offset, len }));
-        }
-    }
-
-    #[test]
-    fn a_range_outside_the_chunk_is_refused() {
-        for (offset, len) in [(0, 0), (4 << 20, 1), (1, 4 << 20), (u32::MAX, u32::MAX)] {
-            let command = Command::Discard { range: range(offset, len), writer: Writer::default() };
-            let decoded = received(&command);
-            assert_eq!(decoded, Err(ChunkMessageError::Range { offset, len }));
-        }
-    }
-
-    #[test]
-    fn a_payload_of_another_length_is_refused() {
-        let data = Bytes::from_static(b"abcd");
-        let command = Command::Write { range: range(0, 3), writer: Writer::default(), data };
-        let expected = ChunkMessageError::Payload { found: 4, expected: 3 };
-        assert_eq!(received(&command), Err(expected));
-    }
-
-    #[test]
-    fn replies_survive_the_wire() {
-        let replies = [
-            Ok(Bytes::from_static(b"data")),
-            Ok(Bytes::new()),
-            Err(ChunkError::NotLeader { leader: Some(DeviceId::random()) }),
-            Err(ChunkError::NotLeader { leader: None }),
-            Err(ChunkError::NoSuchCopyset),
-            Err(ChunkError::Fenced { min_epoch: Epoch(7) }),
-            Err(ChunkError::Deleted),
-            Err(ChunkError::Stale),
-            Err(ChunkError::NoSpace),
-            Err(ChunkError::Unavailable),
-            Err(ChunkError::BadRequest),
-            Err(ChunkError::Forbidden),
-            Err(ChunkError::Damaged),
-            Err(ChunkError::Frozen),
-            Err(ChunkError::Thawed),
-        ];
-        for reply in replies {
-            let (head, data) = encode_reply(&reply);
-            let body = [&head[..], &data[..]].concat().into();
-            assert_eq!(decode_reply(&body), Ok(reply));
-        }
-        assert!(decode_reply(&Bytes::new()).is_err());
-        assert!(decode_reply(&Bytes::from_static(&[1, 2])).is_err());
-        assert!(decode_reply(&Bytes::from_static(&[99])).is_err());
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! | bytes | meaning |
 //! |---|---|
-//! | 1 | version, 2 |
+//! | 1 | version, 3; 2 ends before the copysets |
 //! | 4 | number of volumes and snapshots, then for each, in order of id: |
 //! | 16, 8 | volume, lowest epoch accepted |
 //! | 8 | epoch at which it got the chunks of a snapshot last; 0 if never |
@@ -12,16 +12,21 @@
 //! | 8, 8, 8 | session, its epoch, its floor |
 //! | 4 | number of deleted volumes, oldest first |
 //! | 16 | volume |
+//! | 4 | number of copysets that have left this one, oldest first |
+//! | 4, 4, 4 | copyset, first and end of its shards |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use curve_types::planted::{self, Bug};
-use curve_types::{Epoch, SessionId, VolumeId};
+use curve_types::{
+    ChunkKey, CopysetId, Epoch, SHARDS_PER_POOL, SessionId, ShardRange, VolumeId, chunk_shard,
+};
 use curve_wire::chunk::{ChunkError, Writer};
 use thiserror::Error;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+const VERSION_WITHOUT_MOVED: u8 = 2;
 /// Sessions of one volume that are remembered: several times the nodes that share one. Beyond it
 /// the oldest is dropped. The MDS revokes fewer than half as many at one epoch, and those have a
 /// higher epoch than any session that can still write: no revocation is dropped while it matters.
@@ -37,6 +42,8 @@ pub(crate) struct BlockState {
     deleted: VecDeque<VolumeId>,
     /// The same volumes as `deleted`.
     deleted_set: BTreeSet<VolumeId>,
+    /// Shards that are other copysets' by now.
+    moved: Vec<(CopysetId, ShardRange)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -70,6 +77,39 @@ pub(crate) enum StateError {
 }
 
 impl BlockState {
+    /// Whether the chunk is still this copyset's.
+    pub fn check_moved(&self, key: ChunkKey) -> Result<(), ChunkError> {
+        let shard = chunk_shard(key);
+        match self.moved.iter().any(|(_, shards)| shards.contains(shard)) {
+            true => Err(ChunkError::Moved),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a copyset has left this one.
+    pub fn has_left(&self, copyset: CopysetId) -> bool {
+        self.moved.iter().any(|(left, _)| *left == copyset)
+    }
+
+    /// Gives shards to a new copyset, and answers with what that begins with; None if it has got
+    /// them. Refused during a freeze, which would have to end in both.
+    pub fn split(&mut self, to: CopysetId, shards: ShardRange) -> Result<Option<Self>, ChunkError> {
+        if self.moved.contains(&(to, shards)) {
+            return Ok(None);
+        }
+        let overlaps = |other: ShardRange| shards.first < other.end && other.first < shards.end;
+        let is_whole = shards.first < shards.end && shards.end <= SHARDS_PER_POOL;
+        if !is_whole || self.has_left(to) || self.moved.iter().any(|(_, left)| overlaps(*left)) {
+            return Err(ChunkError::BadRequest);
+        }
+        if self.frozen().next().is_some() {
+            return Err(ChunkError::Frozen);
+        }
+        let left = Self { moved: Vec::new(), ..self.clone() };
+        self.moved.push((to, shards));
+        Ok(Some(left))
+    }
+
     /// Whether a session may read.
     pub fn check_read(
         &self,
@@ -243,13 +283,17 @@ impl BlockState {
         }
         out.put_u32_le(self.deleted.len() as u32);
         self.deleted.iter().for_each(|volume| out.put_slice(&volume.to_bytes()));
+        out.put_u32_le(self.moved.len() as u32);
+        for (copyset, shards) in &self.moved {
+            [copyset.0, shards.first, shards.end].iter().for_each(|field| out.put_u32_le(*field));
+        }
         out.freeze()
     }
 
     pub fn decode(raw: &[u8]) -> Result<Self, StateError> {
         let mut input = Input(raw);
         let version = input.u8("the version")?;
-        if version != VERSION {
+        if version != VERSION && version != VERSION_WITHOUT_MOVED {
             return Err(StateError::Version(version));
         }
         let mut state = Self::default();
@@ -271,6 +315,12 @@ impl BlockState {
                 return Err(StateError::Order("deleted volumes"));
             }
             state.deleted.push_back(volume);
+        }
+        let moved = if version == VERSION { input.u32("the copysets that left")? } else { 0 };
+        for _ in 0..moved {
+            let mut field = || input.u32("a copyset that left");
+            let (copyset, first, end) = (CopysetId(field()?), field()?, field()?);
+            state.moved.push((copyset, ShardRange { first, end }));
         }
         match input.0.len() {
             0 => Ok(state),

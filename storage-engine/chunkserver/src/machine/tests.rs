@@ -9,7 +9,8 @@ use curve_store::{
     ChunkHead, CopyOf, FormatOptions, Group, SimDisk, Store, StoreOptions, Written, format,
 };
 use curve_types::{
-    BLOCK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SessionId, VolumeId,
+    BLOCK_SIZE, ChunkIndex, ChunkKey, ClusterId, CopysetId, DeviceId, Epoch, SHARDS_PER_POOL,
+    SessionId, VolumeId,
 };
 use curve_wire::chunk::{Writer, decode_reply};
 use proptest::prelude::*;
@@ -71,12 +72,17 @@ impl Rig {
     }
 
     fn run(&mut self, command: &Command) -> ChunkReply {
+        let answer = self.answer(command);
+        assert!(answer.division.is_none(), "{command:?}");
+        decode_reply(&answer.reply).expect("an answer")
+    }
+
+    fn answer(&mut self, command: &Command) -> Answer {
         let (header, payload) = command.encode();
         self.index += STEP;
         let apply = self.group.begin_apply(self.index).expect("apply");
         let position = LogPosition { index: self.index, ..LogPosition::default() };
-        let answer = self.machine.apply(&apply, position, header, payload);
-        decode_reply(&answer.expect("no disk error")).expect("an answer")
+        self.machine.apply(&apply, position, header, payload).expect("no disk error")
     }
 
     fn digest(&mut self) -> Option<u64> {
@@ -193,9 +199,10 @@ impl Model {
             Command::Restore { snapshot, epoch, .. } => {
                 return self.restore(volume, *snapshot, epoch.0);
             }
-            Command::DeleteVolume { .. } | Command::Thaw { .. } | Command::Digest { .. } => {
-                unreachable!("handled above")
-            }
+            Command::DeleteVolume { .. }
+            | Command::Thaw { .. }
+            | Command::Digest { .. }
+            | Command::Split { .. } => unreachable!("handled above"),
         };
         let fence = self.min_epoch.get(&volume).copied().unwrap_or(0);
         let seen = self.seen.get(&(volume, writer.session)).copied().unwrap_or((0, 0));
@@ -308,6 +315,48 @@ fn a_new_incarnation_fences_the_last_one_and_counts_afresh() {
 }
 
 #[test]
+fn a_split_moves_chunks_and_both_parts_know_what_was_known() {
+    let mut rig = Rig::new();
+    let moved = key(1, 0);
+    let shard = chunk_shard(moved).0;
+    let shards = ShardRange { first: shard, end: shard + 1 };
+    let kept = (1..).map(|index| key(1, index)).find(|key| chunk_shard(*key).0 != shard);
+    let kept = kept.expect("chunks lie in several shards");
+    let to = |key, writer| {
+        let range = ChunkRange { key, offset: 0, len: 1 };
+        Command::Write { range, writer, data: Bytes::from_static(b"x") }
+    };
+    assert_eq!(rig.run(&to(moved, writer(3, 1, 1))), Ok(Bytes::new()));
+    let split = |shards| Command::Split { to: CopysetId(2), shards };
+    for wrong in [(5, 5), (6, 5), (0, SHARDS_PER_POOL + 1)] {
+        let shards = ShardRange { first: wrong.0, end: wrong.1 };
+        assert_eq!(rig.run(&split(shards)), Err(ChunkError::BadRequest), "{shards:?}");
+    }
+    let (of, snapshot) = (volume(1), volume(9));
+    assert_eq!(rig.run(&Command::Snapshot { volume: of, snapshot }), Ok(Bytes::new()));
+    assert_eq!(rig.run(&split(shards)), Err(ChunkError::Frozen));
+    assert_eq!(rig.run(&Command::Thaw { volume: of, snapshot }), Ok(Bytes::new()));
+
+    let answer = rig.answer(&split(shards));
+    assert_eq!(decode_reply(&answer.reply), Ok(Ok(Bytes::new())));
+    let Division { id, state, moves } = answer.division.expect("it is divided");
+    assert_eq!((id, moves(&moved), moves(&kept)), (CopysetId(2), true, false));
+    assert_eq!(rig.run(&split(shards)), Ok(Bytes::new()), "once");
+    let overlapping = Command::Split { to: CopysetId(3), shards };
+    assert_eq!(rig.run(&overlapping), Err(ChunkError::BadRequest));
+    assert_eq!(rig.run(&to(moved, writer(3, 2, 1))), Err(ChunkError::Moved));
+    assert_eq!(rig.run(&to(kept, writer(3, 2, 1))), Ok(Bytes::new()));
+    let state = BlockState::decode(&state).expect("valid");
+    let fenced = Err(ChunkError::Fenced { min_epoch: Epoch(3) });
+    assert_eq!(state.check_write(of, &writer(2, 9, 9)), fenced);
+    assert_eq!((state.check_moved(moved), state.has_left(id)), (Ok(()), false));
+
+    let mut rig = rig.reopened();
+    assert_eq!(rig.run(&to(moved, writer(3, 3, 1))), Err(ChunkError::Moved));
+    assert_eq!(rig.run(&split(shards)), Ok(Bytes::new()));
+}
+
+#[test]
 fn a_snapshot_freezes_until_it_is_thawed_and_is_taken_once() {
     let mut rig = Rig::new();
     let (of, snapshot) = (volume(1), volume(9));
@@ -363,7 +412,7 @@ fn malformed_commands_in_the_log_are_answered() {
     let apply = rig.group.begin_apply(STEP).expect("apply");
     let answer =
         rig.machine.apply(&apply, LogPosition::default(), Bytes::from_static(b"x"), Bytes::new());
-    let reply = decode_reply(&answer.expect("no disk error")).expect("an answer");
+    let reply = decode_reply(&answer.expect("no disk error").reply).expect("an answer");
     assert_eq!(reply, Err(ChunkError::BadRequest));
 }
 

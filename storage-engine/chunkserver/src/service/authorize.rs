@@ -1,6 +1,6 @@
 //! What a principal may ask for. Pure.
 
-use curve_types::{Epoch, SessionId, VolumeId};
+use curve_types::{ChunkKey, Epoch, SessionId, VolumeId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{Changes, ChunkError, Command, Read, Writer};
 
@@ -16,7 +16,18 @@ pub(super) fn writer(command: &Command) -> Option<(VolumeId, &Writer)> {
         | Command::Snapshot { .. }
         | Command::Thaw { .. }
         | Command::Restore { .. }
-        | Command::Digest { .. } => None,
+        | Command::Digest { .. }
+        | Command::Split { .. } => None,
+    }
+}
+
+/// Which chunk a command writes, if it writes one.
+pub(super) fn chunk(command: &Command) -> Option<ChunkKey> {
+    match command {
+        Command::Write { range, .. }
+        | Command::WriteZeroes { range, .. }
+        | Command::Discard { range, .. } => Some(range.key),
+        _ => None,
     }
 }
 
@@ -63,7 +74,7 @@ fn session(
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use curve_types::{ChunkIndex, ChunkKey, DeviceId};
+    use curve_types::{ChunkIndex, ChunkKey, CopysetId, DeviceId, ShardRange};
     use curve_wire::chunk::ChunkRange;
 
     const EPOCH: Epoch = Epoch::of_attachment(3);
@@ -93,6 +104,7 @@ mod tests {
             Command::Thaw { volume, snapshot: VolumeId::random() },
             Command::Restore { volume, snapshot: VolumeId::random(), epoch: EPOCH },
             Command::Digest { scrub: 1 },
+            Command::Split { to: CopysetId(2), shards: ShardRange { first: 0, end: 1 } },
         ];
         for bad in refused {
             assert_eq!(command(&principal, &bad), Err(ChunkError::Forbidden), "{bad:?}");

@@ -4,7 +4,7 @@
 //! settles it, the volume ends, or its deadline passes. Leaders are found by belief: the last one
 //! that answered, else a hint, else any voter.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -81,16 +81,23 @@ impl Submitter {
         }
     }
 
-    /// One chunk per copyset that `keys` touch.
-    pub fn one_per_copyset(&self, keys: impl Iterator<Item = ChunkKey>) -> Vec<ChunkKey> {
+    /// One chunk per copyset that `keys` touch: that of its last shard. What leaves a copyset are its
+    /// last shards, so that one which still has this chunk has all of its others.
+    pub fn one_per_copyset(
+        &self,
+        keys: impl Iterator<Item = ChunkKey>,
+    ) -> BTreeMap<CopysetId, ChunkKey> {
         let map = self.topology.current();
-        let mut found = HashMap::new();
+        let mut found = BTreeMap::new();
         for key in keys {
             if let Some(route) = map.route(self.pool, chunk_shard(key)) {
-                found.entry(route.copyset).or_insert(key);
+                let last = found.entry(route.copyset).or_insert(key);
+                if chunk_shard(key) > chunk_shard(*last) {
+                    *last = key;
+                }
             }
         }
-        found.into_values().collect()
+        found
     }
 
     /// The answer to `request`, or why there is none.
@@ -205,7 +212,10 @@ impl Submitter {
                 Verdict::Again(format!("device {device}: {error}"))
             }
             // Its leader is the right one, and says so for as long as a snapshot takes.
-            Err(error @ ChunkError::Frozen) => Verdict::Again(format!("device {device}: {error}")),
+            // So it is of what the copyset still has; the map will tell of the rest.
+            Err(error @ (ChunkError::Frozen | ChunkError::Moved)) => {
+                Verdict::Again(format!("device {device}: {error}"))
+            }
             Err(ChunkError::Fenced { .. }) => Verdict::Settled(Err(BlockError::Fenced)),
             Err(ChunkError::Deleted) => Verdict::Settled(Err(BlockError::Deleted)),
             Err(ChunkError::NoSpace) => Verdict::Settled(Err(BlockError::NoSpace)),

@@ -49,6 +49,8 @@ impl Cluster {
             active: true,
             config_index: 1,
             joining: None,
+            splitting: None,
+            split_from: None,
         };
         state.copysets.insert(CopysetId(1), copyset);
         Self { state, view: View::begin(Duration::ZERO) }

@@ -43,6 +43,7 @@ pub fn heartbeat_response(
             pool: copyset.pool.0,
             initialize: if forms { ids_to_wire(&copyset.voters) } else { Vec::new() },
             full: copyset.voters.iter().any(|voter| full.contains(voter)),
+            split_from: copyset.split_from.unwrap_or_default().0,
         });
     }
     let Some(seen) = scene.view.devices.get(&device) else { return response };
@@ -78,7 +79,10 @@ pub fn heartbeat_response(
 /// is gone its group decides: a move that was given up may have been carried out all the same, so
 /// that the replica is a voter whose log the group counts on.
 fn is_unneeded(scene: Scene<'_>, device: DeviceId, id: CopysetId, own: &Report) -> bool {
-    let Some(copyset) = scene.state.copysets.get(&id) else { return true };
+    let Some(copyset) = scene.state.copysets.get(&id) else {
+        // One that is just leaving another is not known by itself yet.
+        return scene.state.copysets.values().all(|copyset| copyset.splitting != Some(id));
+    };
     let Some((_, leads)) = scene.view.leader_of(id, scene.now) else { return false };
     // A leader that was replaced without noticing knows less than the state or the replica.
     let outdated = leads.config_index < copyset.config_index

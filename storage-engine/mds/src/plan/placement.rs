@@ -82,7 +82,7 @@ fn seed_of(id: CopysetId) -> u64 {
 
 /// Copysets of a pool over so many disks: 8/3 per disk, a power of two so that they can be split
 /// evenly later.
-fn copyset_count(disks: u32) -> u32 {
+pub fn copyset_count(disks: u32) -> u32 {
     (disks * 8 / 3).next_power_of_two().clamp(COPYSETS_MIN, SHARDS_PER_POOL)
 }
 

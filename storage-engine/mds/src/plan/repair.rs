@@ -44,7 +44,8 @@ pub fn plan_observations(scene: Scene<'_>) -> Vec<Kind> {
         }
         // Between the two steps of a change the old and the new voters are needed: one too many,
         // and soon over.
-        if report.voters.len() != scene.state.pools[&copyset.pool].replicas as usize {
+        let replicas = scene.state.pools[&copyset.pool].replicas as usize;
+        if report.voters.len() != replicas || copyset.splitting.is_some() {
             continue;
         }
         if !copyset.has_voters(&report.voters) && report.config_index > copyset.config_index {

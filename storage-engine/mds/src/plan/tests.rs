@@ -5,13 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use curve_types::{ClusterId, CopysetId, DeviceId};
+use curve_types::{ClusterId, CopysetId, DeviceId, VolumeId};
 use curve_wire::proto;
 use proptest::prelude::*;
 
 use super::*;
 use crate::log::{WireId, ids_from_wire};
-use crate::state::{FailureDomain, Scheduler, State};
+use crate::state::{Copyset, FailureDomain, Scheduler, State};
 use crate::view::{Condition, Heard, Report, View};
 
 const OUT_AFTER: Duration = Duration::from_secs(60);
@@ -222,8 +222,32 @@ impl World {
         for command in due.commands {
             self.apply(command);
         }
+        for copyset in due.splits {
+            self.split(copyset);
+        }
         self.check();
         count
+    }
+
+    /// What a copyset's leader and the MDS make of the order to split.
+    fn split(&mut self, id: CopysetId) {
+        if self.leader(id).is_none() {
+            return;
+        }
+        let left = self.state.copysets[&id].splitting.expect("begun");
+        let group = Group { chosen: None, ..self.groups[&id].clone() };
+        for (device, hosted) in &mut self.hosted {
+            if self.alive.contains_key(device) && hosted.contains(&id) {
+                hosted.insert(left);
+            }
+        }
+        self.groups.insert(left, group);
+        // Whatever reports it before the MDS has heard keeps it.
+        for device in self.alive.keys().copied().collect::<Vec<_>>() {
+            self.report(device);
+            assert!(!self.drops(device).contains(&left.0));
+        }
+        self.apply(Kind::FinishSplit(id.0));
     }
 
     fn check(&self) {
@@ -276,6 +300,57 @@ fn three_devices_get_eight_copysets_with_leaders_spread() {
     let mut counts: Vec<_> = leaders.into_values().collect();
     counts.sort_unstable();
     assert_eq!(counts, [2, 3, 3]);
+}
+
+#[test]
+fn copysets_are_split_and_spread_as_devices_come() {
+    let mut world = World::new(&[1, 2, 3]);
+    world.settle(8);
+    assert_eq!(world.conditions().len(), 8);
+    for n in 4..=6 {
+        world.register(n, &format!("cs-{n}"), n);
+    }
+    // Not at once: they may go again.
+    world.settle(20);
+    assert_eq!(world.conditions().len(), 8);
+    world.settle(200);
+    assert_eq!(world.conditions(), [Condition::Whole; 16]);
+    let shards = |copyset: &Copyset| (copyset.shards.len(), copyset.shards.first);
+    let mut ranges: Vec<_> = world.state.copysets.values().map(shards).collect();
+    ranges.sort_unstable();
+    assert_eq!(ranges, (0..16).map(|n| (64, n * 64)).collect::<Vec<_>>());
+    for n in 1..=6 {
+        assert_eq!(world.state.copysets_on(device(n)).count(), 8, "device {n}");
+        assert!((2..=3).contains(&world.led(device(n))), "device {n}");
+    }
+}
+
+#[test]
+fn a_split_waits_for_what_all_copysets_must_hear_and_that_for_the_split() {
+    let mut world = World::new(&[1, 2, 3, 4, 5, 6]);
+    world.settle(40);
+    let volume_id = VolumeId::from_bytes([7; 16]).to_wire();
+    let create = log::CreateVolume {
+        volume_id: volume_id.clone(),
+        name: "data".to_owned(),
+        pool: "default".to_owned(),
+        size: 1 << 30,
+        ..Default::default()
+    };
+    world.apply(Kind::CreateVolume(create));
+    world.apply(Kind::BeginSplit(1));
+    assert_eq!(plan(world.scene()).splits, [CopysetId(1)]);
+    let delete = log::DeleteVolume { volume_id: volume_id.clone(), ..Default::default() };
+    world.apply(Kind::DeleteVolume(delete));
+    assert!(plan(world.scene()).deletions.is_empty(), "it would miss the new copyset");
+    world.split(CopysetId(1));
+    let due = plan(world.scene());
+    assert_eq!(due.deletions.len(), 1);
+    let begin = log::Command { kind: Some(Kind::BeginSplit(2)), ..Default::default() };
+    let answer = world.state.apply(begin).kind;
+    assert!(matches!(answer, Some(log::answer::Kind::Refused(_))), "{answer:?}");
+    world.apply(Kind::ForgetVolume(volume_id));
+    world.apply(Kind::BeginSplit(2));
 }
 
 #[test]

@@ -77,6 +77,8 @@ impl State {
             Kind::RequestScrub(request) => self.request_scrub(request),
             Kind::BeginScrub(id) => self.begin_scrub(id, now_unix_ms),
             Kind::EndScrub(end) => self.end_scrub(end, now_unix_ms),
+            Kind::BeginSplit(id) => self.begin_split(id),
+            Kind::FinishSplit(id) => self.finish_split(id),
         }
     }
 
@@ -211,5 +213,7 @@ fn kind_tag(kind: &Kind) -> u32 {
         Kind::RequestScrub(_) => 46,
         Kind::BeginScrub(_) => 47,
         Kind::EndScrub(_) => 48,
+        Kind::BeginSplit(_) => 49,
+        Kind::FinishSplit(_) => 50,
     }
 }

@@ -195,7 +195,8 @@ fn load_pool(stored: log::StoredPool) -> Result<(PoolId, Pool), DecodeError> {
 }
 
 fn store_copyset((id, copyset): (&CopysetId, &Copyset)) -> log::StoredCopyset {
-    let Copyset { pool, shards, voters, active, config_index, joining } = copyset;
+    let Copyset { pool, shards, voters, active, config_index, joining, splitting, split_from } =
+        copyset;
     log::StoredCopyset {
         id: id.0,
         pool: pool.0,
@@ -206,6 +207,8 @@ fn store_copyset((id, copyset): (&CopysetId, &Copyset)) -> log::StoredCopyset {
         config_index: *config_index,
         joining_add: joining.map(|joining| joining.add.to_wire()).unwrap_or_default(),
         joining_remove: joining.map(|joining| joining.remove.to_wire()).unwrap_or_default(),
+        splitting: splitting.unwrap_or_default().0,
+        split_from: split_from.unwrap_or_default().0,
     }
 }
 
@@ -224,8 +227,15 @@ fn load_copyset(stored: log::StoredCopyset) -> Result<(CopysetId, Copyset), Deco
         active: stored.active,
         config_index: stored.config_index,
         joining,
+        splitting: some_copyset(stored.splitting),
+        split_from: some_copyset(stored.split_from),
     };
     Ok((CopysetId(stored.id), copyset))
+}
+
+/// 0 is the MDS's own group.
+fn some_copyset(id: u32) -> Option<CopysetId> {
+    (id != 0).then_some(CopysetId(id))
 }
 
 fn store_volume((id, volume): (&VolumeId, &Volume)) -> log::StoredVolume {

@@ -4,7 +4,7 @@ use curve_types::{CopysetId, DeviceId, PoolId, REPLICAS_MIN, SHARDS_PER_POOL, Sh
 
 use super::apply::{Applied, device_id, done, malformed, validate_name};
 use super::devices::unknown_device;
-use super::{Copyset, FailureDomain, Joining, Pool, Reason, Refusal, State};
+use super::{Copyset, FailureDomain, Joining, Pool, Reason, Refusal, State, Volume};
 use crate::log::{self, answer, ids_from_wire};
 
 /// Most replicas a pool may have: seven survive three losses.
@@ -141,7 +141,7 @@ impl State {
         let clash = kept().any(|voter| {
             self.devices.get(voter).is_some_and(|device| device.domain(kind) == domain)
         });
-        let refusal = if !copyset.active || copyset.joining.is_some() {
+        let refusal = if !copyset.is_at_rest() {
             Some(format!("copyset {id} is not at rest"))
         } else if !copyset.voters.contains(&remove) || copyset.voters.contains(&add) {
             Some(format!("copyset {id} has no replica on {remove} or has one on {add}"))
@@ -171,6 +171,10 @@ impl State {
         let voters: Vec<DeviceId> =
             ids_from_wire(&observed.voters).ok_or_else(|| malformed("voters"))?;
         let copyset = self.copyset_mut(observed.copyset)?;
+        if copyset.splitting.is_some() {
+            // What leaves it has the members that are known now, and no later ones.
+            return Err(Refusal::new(Reason::NotReady, "the copyset is being split"));
+        }
         if observed.config_index < copyset.config_index || voters.is_empty() {
             return Err(Refusal::new(
                 Reason::Precondition,
@@ -184,6 +188,56 @@ impl State {
             copyset.joining = None;
         }
         copyset.take_voters(voters);
+        done()
+    }
+
+    /// Whether a copyset of the pool may be split now. What is told to all copysets of a volume must
+    /// not miss one that is not known yet: it goes first, and none of it begins meanwhile.
+    pub fn may_split(&self, pool: PoolId) -> Result<(), Refusal> {
+        let owes = |volume: &Volume| {
+            let is_unready = volume.snapshot.as_ref().is_some_and(|snapshot| !snapshot.ready);
+            volume.owes_fence() || volume.restoring.is_some() || volume.deleting || is_unready
+        };
+        let refusal = |message: String| Err(Refusal::new(Reason::NotReady, message));
+        if self.is_splitting(pool) {
+            return refusal(format!("a copyset of pool {pool} is being split"));
+        }
+        match self.volumes.values().find(|volume| volume.pool == pool && owes(volume)) {
+            Some(volume) => refusal(format!("copysets are yet to hear of {:?}", volume.name)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn is_splitting(&self, pool: PoolId) -> bool {
+        self.copysets_of(pool).any(|(_, copyset)| copyset.splitting.is_some())
+    }
+
+    /// Gives a name to the copyset that is to have the upper half of another's shards.
+    pub(super) fn begin_split(&mut self, id: u32) -> Applied {
+        let copyset = self.copyset_mut(id)?.clone();
+        if !copyset.is_at_rest() || copyset.shards.halves().is_none() {
+            let message = format!("copyset {id} is not at rest or has only one shard");
+            return Err(Refusal::new(Reason::Precondition, message));
+        }
+        self.may_split(copyset.pool)?;
+        let new = CopysetId(self.next_copyset);
+        self.next_copyset += 1;
+        self.copyset_mut(id)?.splitting = Some(new);
+        done()
+    }
+
+    /// Its replicas have divided, or will as they come to that place of their log.
+    pub(super) fn finish_split(&mut self, id: u32) -> Applied {
+        let copyset = self.copyset_mut(id)?;
+        let Some((new, (kept, left))) = copyset.splitting.zip(copyset.shards.halves()) else {
+            return Err(Refusal::new(Reason::Precondition, format!("copyset {id} is not split")));
+        };
+        (copyset.shards, copyset.splitting) = (kept, None);
+        let mut other =
+            Copyset { shards: left, split_from: Some(CopysetId(id)), ..copyset.clone() };
+        // Another one is to lead it.
+        other.voters.rotate_left(1);
+        self.copysets.insert(new, other);
         done()
     }
 
@@ -228,8 +282,22 @@ impl State {
 }
 
 impl Copyset {
+    /// Formed, and neither its members nor its shards are being changed.
+    fn is_at_rest(&self) -> bool {
+        self.active && self.joining.is_none() && self.splitting.is_none()
+    }
+
     fn planned(pool: PoolId, shards: ShardRange, voters: Vec<DeviceId>) -> Self {
-        Self { pool, shards, voters, active: false, config_index: 0, joining: None }
+        Self {
+            pool,
+            shards,
+            voters,
+            active: false,
+            config_index: 0,
+            joining: None,
+            splitting: None,
+            split_from: None,
+        }
     }
 
     /// A new voter takes the place of one that left, so that the planned leader stays the first.

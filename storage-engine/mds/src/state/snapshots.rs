@@ -82,6 +82,10 @@ impl State {
                 return Err(Refusal::new(Reason::Precondition, message));
             }
             self.check_restored(volume)?;
+            if self.is_splitting(volume.pool) {
+                let message = format!("a copyset of {:?} is being split: try again", volume.name);
+                return Err(Refusal::new(Reason::NotReady, message));
+            }
             wanted.push((id, volume.snapshot_record(origin, name)));
         }
         Ok(wanted)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Host;
+use super::children::start_children;
 use crate::GroupHandle;
 use crate::core::GroupCore;
 use crate::group::change::finish_half_done;
@@ -31,6 +32,7 @@ pub(super) fn start(host: &Arc<Host>) {
         tokio::spawn(enable_elections(Arc::downgrade(host))),
         tokio::spawn(look_after(Arc::downgrade(host), pressure.clone())),
         tokio::spawn(relieve(Arc::downgrade(host), pressure)),
+        tokio::spawn(start_children(Arc::downgrade(host), host.shared.children.clone())),
     ];
     let handles = tasks.iter().map(tokio::task::JoinHandle::abort_handle);
     host.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(handles);

@@ -20,8 +20,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::{
-    Factory, GroupHandle, HostOptions, ProposeError, RaftHost, ReadPolicy, Resolve, SnapshotSink,
-    SnapshotSource, StateMachine, Timing,
+    Answer, Division, Factory, GroupHandle, HostOptions, ProposeError, RaftHost, ReadPolicy,
+    Resolve, SnapshotSink, SnapshotSource, StateMachine, Timing,
 };
 
 pub const GROUP: CopysetId = CopysetId(7);
@@ -36,6 +36,10 @@ pub const QUICK: Timing = Timing {
     lease: Duration::from_millis(280),
     lease_hold: Duration::from_millis(300),
 };
+
+/// The command with this key moves all that lies in chunk 1 to the group `PART`.
+pub const DIVIDE: &str = "divide";
+pub const PART: CopysetId = CopysetId(2);
 
 /// No replica can apply this value, as if its disk were rotten.
 pub const POISON: &str = "poison";
@@ -56,6 +60,22 @@ fn block_of(key: &[u8]) -> (ChunkKey, u32) {
     (ChunkKey { volume, index: ChunkIndex(hash % 3) }, hash % 64 * 4096)
 }
 
+/// Whether the key goes with `DIVIDE`.
+pub fn moves(key: &[u8]) -> bool {
+    block_of(key).0.index == ChunkIndex(1)
+}
+
+fn encode(map: &Map) -> Bytes {
+    let mut out = BytesMut::new();
+    for (key, value) in map {
+        out.put_u32_le(key.len() as u32);
+        out.put_u32_le(value.len() as u32);
+        out.put_slice(key);
+        out.put_slice(value);
+    }
+    out.freeze()
+}
+
 impl StateMachine for KeyValue {
     fn apply(
         &mut self,
@@ -63,25 +83,27 @@ impl StateMachine for KeyValue {
         _position: LogPosition,
         header: Bytes,
         payload: Bytes,
-    ) -> io::Result<Bytes> {
+    ) -> io::Result<Answer> {
         if payload == POISON {
             return Err(io::Error::other("the value is poisoned"));
+        }
+        if header == DIVIDE {
+            let mut map = self.map.lock().expect("lock");
+            let (part, rest) =
+                std::mem::take(&mut *map).into_iter().partition(|(key, _)| moves(key));
+            *map = rest;
+            let moves = Box::new(|key: &ChunkKey| key.index == ChunkIndex(1));
+            let division = Some(Division { id: PART, state: encode(&part), moves });
+            return Ok(Answer { reply: Bytes::new(), division });
         }
         let (chunk, offset) = block_of(&header);
         apply.write(chunk, offset, payload.clone()).map_err(io::Error::other)?;
         let before = self.map.lock().expect("lock").insert(header, payload);
-        Ok(before.unwrap_or_default())
+        Ok(before.unwrap_or_default().into())
     }
 
     fn state(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        for (key, value) in &*self.map.lock().expect("lock") {
-            out.put_u32_le(key.len() as u32);
-            out.put_u32_le(value.len() as u32);
-            out.put_slice(key);
-            out.put_slice(value);
-        }
-        out.freeze()
+        encode(&self.map.lock().expect("lock"))
     }
 
     fn restore(&mut self, mut state: Bytes) -> io::Result<()> {
@@ -353,8 +375,13 @@ impl Cluster {
     }
 
     pub fn map(&self, number: usize) -> Map {
+        self.map_of(GROUP, number)
+    }
+
+    /// Empty if it has no such group.
+    pub fn map_of(&self, id: CopysetId, number: usize) -> Map {
         let maps = self.nodes[number].maps.lock().expect("lock");
-        maps[&GROUP].lock().expect("lock").clone()
+        maps.get(&id).map(|map| map.lock().expect("lock").clone()).unwrap_or_default()
     }
 
     /// Forms `GROUP` of the first `count` nodes.
@@ -400,11 +427,16 @@ impl Cluster {
 
     /// Proposes at whoever leads until it is acknowledged.
     pub async fn put(&self, key: &str, value: &str) {
+        self.put_to(GROUP, key, value).await;
+    }
+
+    pub async fn put_to(&self, id: CopysetId, key: &str, value: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let leader = self.leader().await;
+            let leader = self.leader_of(id).await;
             let (header, payload) = (key.to_owned().into(), value.to_owned().into());
-            match self.group(leader).propose(header, payload).await {
+            let group = self.host(leader).group(id).expect("it leads");
+            match group.propose(header, payload).await {
                 Ok(_) => return,
                 Err(ProposeError::TooLong(_)) => panic!("too long"),
                 Err(error) => assert!(Instant::now() < deadline, "put {key}: {error}"),
@@ -415,16 +447,24 @@ impl Cluster {
 
     /// Waits until these nodes hold exactly `expected`.
     pub async fn agree(&self, numbers: &[usize], expected: &Map) {
+        self.agree_on(GROUP, numbers, expected).await;
+    }
+
+    pub async fn agree_on(&self, id: CopysetId, numbers: &[usize], expected: &Map) {
         for number in numbers {
-            let same = || (self.map(*number) == *expected).then_some(());
+            let same = || (self.map_of(id, *number) == *expected).then_some(());
             wait_for(&format!("node {number} to hold {} keys", expected.len()), same).await;
         }
     }
 
     /// Checks the chunks that `KeyValue` wrote, for keys whose blocks nobody else wrote.
     pub fn check_chunks(&self, number: usize, expected: &Map) {
+        self.check_chunks_of(GROUP, number, expected);
+    }
+
+    pub fn check_chunks_of(&self, id: CopysetId, number: usize, expected: &Map) {
         let store = &self.nodes[number].running.as_ref().expect("running").store;
-        let group = store.group(GROUP).expect("group");
+        let group = store.group(id).expect("group");
         let mut owners = BTreeMap::<_, Vec<_>>::new();
         for (key, value) in expected {
             owners.entry(block_of(key)).or_default().push(value);

@@ -9,6 +9,7 @@ use openraft::testing::log::{StoreBuilder, Suite};
 
 use super::cluster::KeyValue;
 use crate::StateMachine;
+use crate::host::children::Children;
 use crate::log::{InstallGate, LogStore};
 use crate::metrics::Metrics;
 use crate::replica::{Machine, Replica};
@@ -29,7 +30,10 @@ impl StoreBuilder<Types, LogStore, Machine, Store> for Builder {
         let (store, _) = Store::open(disk, StoreOptions::default()).expect("open");
         let group = store.create_group(CopysetId(1), Box::new(|_| {})).expect("create");
         let machine = || Ok(Box::new(KeyValue::default()) as Box<dyn StateMachine>);
-        let replica = Replica::new(group.clone(), None, bytes::Bytes::new(), |_, _| machine())
+        let replica =
+            Replica::new(group.clone(), None, bytes::Bytes::new(), Children::default(), |_, _| {
+                machine()
+            })
             .expect("replica");
         let gate = InstallGate::new();
         let log = LogStore::new(store.clone(), group, gate.clone());

@@ -8,7 +8,7 @@ use curve_types::ClusterId;
 use super::*;
 use crate::log::{self, WireId, ids_to_wire};
 use crate::pace::Pace;
-use crate::plan::plan;
+use crate::plan::{Plan, plan};
 use crate::state::State;
 use crate::testing::Dice;
 use crate::view::{Report, Seen, View};
@@ -110,12 +110,13 @@ impl Sim {
     fn step(&mut self) -> bool {
         self.now += STEP;
         self.hear();
-        let commands = plan(self.scene()).commands;
-        let idle = commands.is_empty();
+        let Plan { commands, splits, .. } = plan(self.scene());
+        let idle = commands.is_empty() && splits.is_empty();
         for command in commands {
             self.check_command(&command);
             self.apply(command);
         }
+        splits.iter().for_each(|copyset| self.apply(Kind::FinishSplit(copyset.0)));
         self.check_limits();
         let joining = |(id, copyset): (&CopysetId, &Copyset)| Some((*id, copyset.joining?));
         let under_way: Vec<_> = self.state.copysets.iter().filter_map(joining).collect();
@@ -306,9 +307,10 @@ fn random_clusters_come_to_rest_evenly() {
                     sim.join(host, capacity);
                 }
             }
-            let replicas: usize = sim.state.copysets.values().map(|c| c.voters.len()).sum();
             let before = sim.leader_changes;
             let moves = sim.converge(seed);
+            // With those of copysets that were split meanwhile.
+            let replicas: usize = sim.state.copysets.values().map(|c| c.voters.len()).sum();
             let changes = sim.leader_changes - before;
             assert!(changes <= replicas, "seed {seed}: {changes} changes of leaders");
             assert!(moves <= replicas, "seed {seed}: {moves} moves of {replicas} replicas");
@@ -327,7 +329,6 @@ fn equal_devices_end_with_equal_shares() {
             sim.join(host, 20 * GIB);
         }
         sim.converge(seed);
-        let copysets = sim.state.copysets.len() as u64;
         let added = 1 + sim.dice.below(5);
         for host in first..first + added {
             sim.join(host, 20 * GIB);
@@ -339,8 +340,11 @@ fn equal_devices_end_with_equal_shares() {
             let off = (leads as f64 - share).abs();
             assert!(off < 2.0, "seed {seed}: {id} leads {leads}, its share is {share:.1}");
         }
+        let copysets = sim.state.copysets.len() as u64;
         let share = (copysets * 3).div_ceil(first + added);
-        assert!(moves <= share * added, "seed {seed}: {moves} moves, no more than are needed");
+        // Two copysets that were one have their replicas on the same devices: a few go a detour.
+        let most = (share + 1) * added;
+        assert!(moves <= most, "seed {seed}: {moves} moves, no more than are needed");
     }
 }
 
@@ -356,7 +360,10 @@ fn a_device_that_has_just_come_is_given_nothing_yet() {
     sim.now -= STEP / 2;
     sim.step();
     assert_eq!(sim.moves, 0);
-    sim.step();
+    // Copysets are split for it first.
+    while sim.moves == 0 {
+        assert!(!sim.step(), "it is to get some");
+    }
     assert_eq!(sim.moves, 1, "one at a time");
 }
 
