@@ -27,14 +27,12 @@ pub(crate) type SharedState = Arc<RwLock<BlockState>>;
 pub(crate) struct BlockMachine {
     state: SharedState,
     digest: DigestSlot,
-    /// Of the command that is being carried out.
-    division: Option<Division>,
 }
 
 impl BlockMachine {
     /// `blob` is what `state` returned at the last checkpoint.
     pub fn open(state: SharedState, digest: DigestSlot, blob: Option<Bytes>) -> io::Result<Self> {
-        let machine = Self { state, digest, division: None };
+        let machine = Self { state, digest };
         if let Some(blob) = blob.filter(|blob| !blob.is_empty()) {
             machine.replace(&blob)?;
         }
@@ -52,13 +50,13 @@ impl BlockMachine {
         change(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The outer error is the disk's and stops the replica; the inner one is the answer.
+    /// An error is the disk's and stops the replica; one that is the command's is its answer.
     fn carry_out(
-        &mut self,
+        &self,
         chunks: &Apply<'_>,
         position: LogPosition,
         command: Command,
-    ) -> Result<ChunkReply, StoreError> {
+    ) -> Result<Answer, StoreError> {
         let admit = |range: &ChunkRange, writer| {
             self.change_state(|state| {
                 state.check_moved(range.key)?;
@@ -91,18 +89,12 @@ impl BlockMachine {
                 self.change_state(|state| state.restore(*volume, *snapshot, *epoch))
             }
             Command::Digest { .. } => Ok(true),
-            Command::Split { to, shards } => {
-                let left = self.change_state(|state| state.split(*to, *shards));
-                left.map(|left| {
-                    self.division = left.map(|state| divide(*to, *shards, &state));
-                    false
-                })
-            }
+            Command::Split { to, shards } => return Ok(self.split(*to, *shards)),
         };
         match decided {
             Ok(true) => {}
-            Ok(false) => return Ok(Ok(Bytes::new())),
-            Err(error) => return Ok(Err(error)),
+            Ok(false) => return Ok(answer(&Ok(Bytes::new()))),
+            Err(error) => return Ok(answer(&Err(error))),
         }
         match command {
             Command::Write { range, data, .. } => {
@@ -129,23 +121,22 @@ impl BlockMachine {
                 self.digest.put(Taken { scrub, index: position.index, tables, state });
             }
         }
-        Ok(Ok(Bytes::new()))
+        Ok(answer(&Ok(Bytes::new())))
     }
 
-    fn execute(
-        &mut self,
-        chunks: &Apply<'_>,
-        position: LogPosition,
-        header: &[u8],
-        payload: Bytes,
-    ) -> io::Result<Bytes> {
-        let reply = match Command::decode_parts(header, payload) {
-            Ok(command) => self.carry_out(chunks, position, command).map_err(io::Error::other)?,
-            // The service lets nothing malformed through, but an answer is owed to the log.
-            Err(_) => Err(ChunkError::BadRequest),
-        };
-        Ok(encode_reply(&reply).0)
+    fn split(&self, to: CopysetId, shards: ShardRange) -> Answer {
+        match self.change_state(|state| state.split(to, shards)) {
+            Err(error) => answer(&Err(error)),
+            Ok(left) => {
+                let division = left.map(|state| divide(to, shards, &state));
+                Answer { division, ..answer(&Ok(Bytes::new())) }
+            }
+        }
     }
+}
+
+fn answer(reply: &ChunkReply) -> Answer {
+    encode_reply(reply).0.into()
 }
 
 /// What leaves with these shards, for a copyset that begins with `state`.
@@ -162,8 +153,11 @@ impl StateMachine for BlockMachine {
         header: Bytes,
         payload: Bytes,
     ) -> io::Result<Answer> {
-        let reply = self.execute(apply, position, &header, payload)?;
-        Ok(Answer { reply, division: self.division.take() })
+        match Command::decode_parts(&header, payload) {
+            Ok(command) => self.carry_out(apply, position, command).map_err(io::Error::other),
+            // The service lets nothing malformed through, but an answer is owed to the log.
+            Err(_) => Ok(answer(&Err(ChunkError::BadRequest))),
+        }
     }
 
     fn state(&self) -> Bytes {

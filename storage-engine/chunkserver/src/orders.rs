@@ -46,16 +46,18 @@ impl Orders {
                 tracing::error!(%copyset, "ordered to form a group of malformed device ids");
                 continue;
             };
+            let raft = self.server.host();
+            if voters.is_empty() && raft.group(copyset).is_some() {
+                continue;
+            }
             if self.server.may_divide(CopysetId(order.split_from), copyset) {
                 // What it is to have is still here.
                 continue;
             }
-            let raft = self.server.host();
-            let done = match (voters.is_empty(), raft.group(copyset).is_some()) {
-                (true, true) => continue,
-                (true, false) => raft.create_group(copyset).await,
+            let done = match voters.is_empty() {
+                true => raft.create_group(copyset).await,
                 // A replica that already has its log answers so and is left alone.
-                (false, _) => raft.initialize(copyset, voters).await,
+                false => raft.initialize(copyset, voters).await,
             };
             match done {
                 Ok(_) => tracing::debug!(%copyset, "hosted"),

@@ -176,14 +176,14 @@ impl Inner {
         let (group, replica) = self.group(copyset)?;
         // What the log would refuse anyway need not be logged: fences only ever rise. Not so a
         // freeze, which a leader that was cut off would never see end.
-        if let Some((volume, writer)) = authorize::writer(&command) {
+        if let Some((chunk, writer)) = authorize::writer(&command) {
             let state = replica.state.read().unwrap_or_else(PoisonError::into_inner);
-            state.check_read(volume, writer.session, writer.epoch)?;
-            authorize::chunk(&command).map_or(Ok(()), |key| state.check_moved(key))?;
+            state.check_read(chunk.volume, writer.session, writer.epoch)?;
+            state.check_moved(chunk)?;
         }
         let mut turn = match authorize::writer(&command) {
-            Some((volume, _)) if group.is_leader() => {
-                Some(self.fairness.write(volume, payload.len() as u64).await)
+            Some((chunk, _)) if group.is_leader() => {
+                Some(self.fairness.write(chunk.volume, payload.len() as u64).await)
             }
             _ => None,
         };

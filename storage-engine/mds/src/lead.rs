@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_millis(500);
 /// After a step that failed, so that a group without a quorum is not asked in a circle.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Volumes whose copysets are told something at a time, beside attachments that wait for it.
-const ERRANDS_MAX: usize = 8;
+const VOLUMES_IN_FLIGHT_MAX: usize = 8;
 /// How long a volume that is to be told something waits for a split of a copyset of its pool.
 const SPLIT_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at that.
@@ -178,6 +178,12 @@ enum Subject {
     Copyset(CopysetId),
 }
 
+impl Subject {
+    fn is_volume(self) -> bool {
+        matches!(self, Self::Volume(_))
+    }
+}
+
 impl Errand {
     fn subject(self) -> Subject {
         match self {
@@ -201,10 +207,10 @@ impl Errands {
     fn start(&self, node: &Arc<Node>, errand: Errand) {
         let subject = errand.subject();
         let mut running = self.running.lock().expect("no panic while held");
-        let of_volumes = |subject: &&Subject| matches!(subject, Subject::Volume(_));
-        let is_full = running.iter().filter(of_volumes).count() >= ERRANDS_MAX;
+        let volumes = running.iter().filter(|subject| subject.is_volume()).count();
         // Splits are few, and the others may wait for them.
-        if is_full && of_volumes(&&subject) || !running.insert(subject) {
+        let is_full = volumes >= VOLUMES_IN_FLIGHT_MAX && subject.is_volume();
+        if is_full || !running.insert(subject) {
             return;
         }
         let (node, running) = (node.clone(), self.running.clone());

@@ -43,14 +43,7 @@ pub fn plan(scene: Scene<'_>) -> Plan {
     let paused = |scheduler| scene.state.paused.contains(&scheduler);
     let replacements = repair::plan_replacements(scene);
     let begins = |command: &Kind| matches!(command, Kind::BeginReplacement(_));
-    let splits = |command: &Kind| match command {
-        Kind::BeginReplacement(begin) => {
-            let copyset = scene.state.copysets.get(&CopysetId(begin.copyset));
-            copyset.is_some_and(|copyset| copyset.splitting.is_some())
-        }
-        _ => false,
-    };
-    let held = |command: &Kind| paused(Scheduler::Repair) && begins(command) || splits(command);
+    let held = |command: &Kind| paused(Scheduler::Repair) && begins(command);
     commands.extend(replacements.into_iter().filter(|command| !held(command)));
     // What else is due changes what is even.
     let mut even = commands.is_empty();

@@ -3,6 +3,7 @@
 use curve_types::DeviceId;
 
 use crate::aligned::AlignedBuf;
+use crate::disk::ALIGN;
 use crate::log::{LogPosition, Vote};
 
 /// Fields did not fit into the bytes given, or hold a value outside their set.
@@ -12,6 +13,24 @@ pub(crate) struct Malformed(pub &'static str);
 /// CRC-32C (Castagnoli), the checksum of everything on the device.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+/// Fills a block of the device up and ends it with the checksum of all before.
+pub(crate) fn seal(mut block: AlignedBuf) -> AlignedBuf {
+    block.pad();
+    let crc = crc32c(&block[..ALIGN - 4]);
+    block[ALIGN - 4..].copy_from_slice(&crc.to_le_bytes());
+    block
+}
+
+/// What follows the magic in a block that `seal` ended.
+pub(crate) fn unseal<'a>(block: &'a [u8], magic: &[u8]) -> Result<&'a [u8], Malformed> {
+    let (sealed, mut crc) = block.split_at(ALIGN - 4);
+    let fields = sealed.strip_prefix(magic).ok_or(Malformed("no magic"))?;
+    match crc.u32()? == crc32c(sealed) {
+        true => Ok(fields),
+        false => Err(Malformed("checksum does not match")),
+    }
 }
 
 pub(crate) trait Put {

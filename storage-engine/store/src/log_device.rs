@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use curve_types::{BLOCK_SIZE, ByteSize, ClusterId, DeviceId};
 
 use crate::aligned::AlignedBuf;
-use crate::codec::{Get, Malformed, Put, crc32c};
+use crate::codec::{Get, Malformed, Put, seal};
 use crate::disk::ALIGN;
 use crate::superblock::{
-    COPIES, HEAD_LEN, WAL_LEN_LEAST, WAL_LEN_MAX, WAL_LEN_MIN, plan_with_log, write_format,
+    COPIES, HEAD_LEN, WAL_LEN_LEAST, WAL_LEN_MAX, WAL_LEN_MIN, begin_named, make_whole, open_named,
+    plan_with_log, write_format,
 };
 use crate::{
     AsyncReads, DeviceState, Disk, FormatOptions, StoreError, Superblock, inspect, superblock,
@@ -22,7 +23,6 @@ use crate::{
 
 /// First bytes of both copies.
 pub(crate) const MAGIC: &[u8; 8] = b"CURVEWAL";
-const FORMAT: u32 = 0;
 /// A log is at least this part of its device, up to `WAL_LEN_LEAST_MAX`: each quarter of it costs a
 /// checkpoint of all tables.
 const WAL_PART: u64 = 256;
@@ -91,7 +91,7 @@ pub fn with_log(disk: Arc<dyn Disk>, log: Arc<dyn Disk>) -> Result<Arc<dyn Disk>
     let superblock: Superblock = superblock::load(&*disk)?;
     check_log(&*log, &superblock)?;
     // A damaged copy is made whole, and whatever was formatted is in use from now on.
-    write_owner(&*log, &owner_of(&superblock))?;
+    make_whole(&*log, &encode(&owner_of(&superblock)))?;
     Ok(Arc::new(Joined::new(disk, log, superblock.size)))
 }
 
@@ -190,34 +190,16 @@ fn inspect_log(log: &dyn Disk) -> Result<LogDevice, StoreError> {
 }
 
 fn encode(owner: &Owner) -> AlignedBuf {
-    let mut buf = AlignedBuf::with_capacity(ALIGN);
-    buf.put(MAGIC);
-    buf.put_u32(FORMAT);
-    buf.put_u32(BLOCK_SIZE as u32);
+    let mut buf = begin_named(MAGIC);
     buf.put(&owner.cluster.to_bytes());
     buf.put(&owner.device.to_bytes());
     buf.put_u64(owner.wal_len);
     buf.put_u32(u32::from(owner.in_use));
-    buf.pad();
-    let crc = crc32c(&buf[..ALIGN - 4]);
-    buf[ALIGN - 4..].copy_from_slice(&crc.to_le_bytes());
-    buf
+    seal(buf)
 }
 
-/// Of a block that begins with the magic.
 fn decode(block: &[u8]) -> Result<Owner, Malformed> {
-    let (mut fields, mut crc) = block.split_at(ALIGN - 4);
-    if crc.u32()? != crc32c(fields) {
-        return Err(Malformed("checksum does not match"));
-    }
-    let fields = &mut fields;
-    let _magic: [u8; 8] = fields.array()?;
-    if fields.u32()? != FORMAT {
-        return Err(Malformed("format is not 0, the only one this version reads"));
-    }
-    if fields.u32()? != BLOCK_SIZE as u32 {
-        return Err(Malformed("block size is not 4096"));
-    }
+    let fields = &mut open_named(block, MAGIC)?;
     let cluster = ClusterId::from_bytes(fields.array()?);
     let device = DeviceId::from_bytes(fields.array()?);
     let wal_len = fields.u64()?;

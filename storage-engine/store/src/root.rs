@@ -5,7 +5,7 @@ use curve_types::BLOCK_SIZE;
 
 use crate::aligned::AlignedBuf;
 use crate::checkpoint::FRAME_LEN;
-use crate::codec::{Get, Malformed, Put, crc32c};
+use crate::codec::{Get, Malformed, Put, seal, unseal};
 use crate::disk::ALIGN;
 use crate::{Disk, StoreError, Superblock};
 
@@ -79,22 +79,11 @@ fn encode(salt: u64, root: &Root) -> AlignedBuf {
         buf.put_u64(value);
     }
     buf.put_u64(root.generation);
-    buf.pad();
-    let crc = crc32c(&buf[..ALIGN - 4]);
-    buf[ALIGN - 4..].copy_from_slice(&crc.to_le_bytes());
-    buf
+    seal(buf)
 }
 
 fn decode(sb: &Superblock, block: &[u8]) -> Result<Root, Malformed> {
-    let (mut fields, mut crc) = block.split_at(ALIGN - 4);
-    if !block.starts_with(MAGIC) {
-        return Err(Malformed("no magic"));
-    }
-    if crc.u32()? != crc32c(fields) {
-        return Err(Malformed("checksum does not match"));
-    }
-    let fields = &mut fields;
-    let _magic: [u8; 8] = fields.array()?;
+    let fields = &mut unseal(block, MAGIC)?;
     if fields.u64()? != sb.salt() {
         return Err(Malformed("it belongs to another device"));
     }

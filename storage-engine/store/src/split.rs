@@ -12,7 +12,7 @@ use crate::group::GroupInner;
 use crate::log::index::LogIndex;
 use crate::wal::queue::{Job, Queued};
 use crate::wal::writer::WalGroup;
-use crate::{Apply, Done, LogPosition, StoreError, Vote};
+use crate::{Apply, Done, LogPosition, LogState, StoreError, Vote};
 
 /// What a group begins with that leaves another.
 #[derive(Clone, Debug)]
@@ -28,7 +28,6 @@ pub struct NewGroup {
 /// A group that has left another and that no durable checkpoint has yet. It is nobody's to use.
 pub(crate) struct Child {
     pub group: Arc<GroupInner>,
-    pub vote: Vote,
     done: Done,
 }
 
@@ -56,7 +55,7 @@ impl Apply<'_> {
         let group = GroupInner::new(id, u64::MAX, log, space, (Some(applied), state));
         groups.insert(id, group.clone());
         drop(groups);
-        self.group().inner.children().push(Child { group, vote, done });
+        self.group().inner.children().push(Child { group, done });
     }
 }
 
@@ -72,9 +71,9 @@ impl GroupInner {
     pub fn release_children(&self, core: &Core, lsn: u64) {
         let formed: Vec<Child> =
             self.children().extract_if(.., |child| child.group.first_lsn_is(lsn)).collect();
-        for Child { group, vote, done } in formed {
-            let last_purged = group.log().state().last_purged;
-            let known = WalGroup { vote: Some(vote), last_purged, lost: None, first_lsn: lsn };
+        for Child { group, done } in formed {
+            let (vote, LogState { last_purged, .. }) = group.log().vote_and_state();
+            let known = WalGroup { vote, last_purged, lost: None, first_lsn: lsn };
             let job = Job::Adopt { group: group.id, known };
             // After that, in the queue's order, comes whatever it writes.
             core.queue.push([Queued { done: Some(done), ..Queued::new(job, 0) }], ());

@@ -4,7 +4,7 @@
 use curve_types::{BLOCK_SIZE, ByteSize, ClusterId, DeviceId};
 
 use crate::aligned::AlignedBuf;
-use crate::codec::{Get, Malformed, Put, crc32c};
+use crate::codec::{Get, Malformed, Put, seal, unseal};
 use crate::disk::ALIGN;
 use crate::{Disk, StoreError, checkpoint, log_device, root};
 
@@ -333,25 +333,48 @@ pub(crate) fn load(disk: &dyn Disk) -> Result<Superblock, StoreError> {
         }
         DeviceState::Damaged { what } => return Err(StoreError::Unusable { what }),
     };
-    let whole = encode(&superblock);
-    for offset in COPIES {
-        let mut copy = AlignedBuf::take(ALIGN);
-        let io = |step| move |source| StoreError::io(step, offset, source);
-        disk.read_at(&mut copy, offset).map_err(io("read superblock"))?;
-        if *copy != *whole {
-            tracing::warn!(offset, "superblock copy is damaged, rewriting it from the other");
-            disk.write_at(&whole, offset).map_err(io("rewrite superblock"))?;
-            disk.sync().map_err(io("sync superblock"))?;
-        }
-    }
+    make_whole(disk, &encode(&superblock))?;
     Ok(superblock)
 }
 
-fn encode(superblock: &Superblock) -> AlignedBuf {
+/// Rewrites those of the two copies of a block that differ from it.
+pub(crate) fn make_whole(disk: &dyn Disk, block: &[u8]) -> Result<(), StoreError> {
+    for offset in COPIES {
+        let mut copy = AlignedBuf::take(ALIGN);
+        let io = |step| move |source| StoreError::io(step, offset, source);
+        disk.read_at(&mut copy, offset).map_err(io("read a copy of the first block"))?;
+        if *copy != *block {
+            tracing::warn!(offset, "a copy of the first block is damaged or older, rewriting it");
+            disk.write_at(block, offset).map_err(io("rewrite a copy of the first block"))?;
+            disk.sync().map_err(io("sync a copy of the first block"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A block that names what a device is, as far as all of these are alike.
+pub(crate) fn begin_named(magic: &[u8]) -> AlignedBuf {
     let mut buf = AlignedBuf::with_capacity(ALIGN);
-    buf.put(MAGIC);
+    buf.put(magic);
     buf.put_u32(FORMAT);
     buf.put_u32(BLOCK_SIZE as u32);
+    buf
+}
+
+/// What follows in one that was sealed.
+pub(crate) fn open_named<'a>(block: &'a [u8], magic: &[u8]) -> Result<&'a [u8], Malformed> {
+    let mut fields = unseal(block, magic)?;
+    if fields.u32()? != FORMAT {
+        return Err(Malformed("format is not 0, the only one this version reads"));
+    }
+    if fields.u32()? != BLOCK_SIZE as u32 {
+        return Err(Malformed("block size is not 4096"));
+    }
+    Ok(fields)
+}
+
+fn encode(superblock: &Superblock) -> AlignedBuf {
+    let mut buf = begin_named(MAGIC);
     buf.put(&superblock.cluster.to_bytes());
     buf.put(&superblock.device.to_bytes());
     buf.put_u64(superblock.size);
@@ -363,28 +386,11 @@ fn encode(superblock: &Superblock) -> AlignedBuf {
     buf.put_u64(layout.data_blocks);
     buf.put_u8(superblock.name.len() as u8);
     buf.put(superblock.name.as_bytes());
-    buf.pad();
-    let crc = crc32c(&buf[..ALIGN - 4]);
-    buf[ALIGN - 4..].copy_from_slice(&crc.to_le_bytes());
-    buf
+    seal(buf)
 }
 
 fn decode(block: &[u8]) -> Result<Superblock, Malformed> {
-    let (mut fields, mut crc) = block.split_at(ALIGN - 4);
-    if !block.starts_with(MAGIC) {
-        return Err(Malformed("no magic"));
-    }
-    if crc.u32()? != crc32c(fields) {
-        return Err(Malformed("checksum does not match"));
-    }
-    let fields = &mut fields;
-    let _magic: [u8; 8] = fields.array()?;
-    if fields.u32()? != FORMAT {
-        return Err(Malformed("format is not 0, the only one this version reads"));
-    }
-    if fields.u32()? != BLOCK_SIZE as u32 {
-        return Err(Malformed("block size is not 4096"));
-    }
+    let fields = &mut open_named(block, MAGIC)?;
     let cluster = ClusterId::from_bytes(fields.array()?);
     let device = DeviceId::from_bytes(fields.array()?);
     let size = fields.u64()?;

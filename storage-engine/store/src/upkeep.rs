@@ -78,6 +78,7 @@ impl UpkeepThread {
         if matches!(result, Err(StoreError::HostGone(_)))
             && self.core.groups().iter().any(|group| !group.children().is_empty())
         {
+            // What left a group waits for a checkpoint that nobody else may ask for.
             self.core.upkeep.request_checkpoint();
         }
         self.failed(&result);
@@ -256,8 +257,8 @@ impl UpkeepThread {
         Ok(())
     }
 
-    /// The group, and what has left it; nothing if the group was removed since `start`: the record of that will be durable before the
-    /// checkpoint is. Shown as it was, its log would hold payloads that are free by then.
+    /// The group, and what has left it; nothing if the group was removed since `start`: the record of
+    /// that will be durable before the checkpoint is. Shown as it was, its log would hold payloads that are free by then.
     fn capture(
         &self,
         id: CopysetId,
@@ -436,7 +437,7 @@ fn capture_child(child: &Child, lsn: u64) -> Captured {
     group.created_at(lsn);
     let (applied, state) = group.captured_state();
     let meta = GroupMeta {
-        vote: Some(child.vote),
+        vote: group.log().vote,
         applied,
         last_purged: applied,
         lost: None,

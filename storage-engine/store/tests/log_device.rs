@@ -4,11 +4,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{chunk, durable, entry_of, options};
-use curve_store::{
-    Disk, FormatOptions, LogEntry, SimDisk, Store, StoreError, format, format_with_log, with_log,
-};
-use curve_types::{ClusterId, CopysetId, DeviceId, VolumeId};
+use common::{chunk, durable, entry_of, format_options, options};
+use curve_store::{Disk, LogEntry, SimDisk, Store, StoreError, format, format_with_log, with_log};
+use curve_types::{CopysetId, VolumeId};
 
 const GROUP: CopysetId = CopysetId(1);
 const BLOCK: usize = 4096;
@@ -18,15 +16,12 @@ fn disk(len: u64) -> Arc<SimDisk> {
     Arc::new(SimDisk::new(len))
 }
 
-fn format_options() -> FormatOptions {
-    let (cluster, device) = (ClusterId::random(), DeviceId::random());
-    FormatOptions { cluster, device, name: "test".into(), size: 64 << 20 }
-}
+const SIZE: u64 = 64 << 20;
 
 /// A device and its log, formatted.
 fn pair() -> (Arc<SimDisk>, Arc<SimDisk>) {
     let (data, log) = (disk(64 << 20), disk(LOG));
-    format_with_log(data.clone(), log.clone(), &format_options()).expect("format");
+    format_with_log(data.clone(), log.clone(), &format_options(SIZE)).expect("format");
     (data, log)
 }
 
@@ -114,7 +109,7 @@ fn only_the_log_that_belongs_to_the_device_is_taken() {
     let message = refusal(Store::open(log.clone(), options()));
     assert!(message.contains("the log of a Curve device"), "{message}");
     let whole = disk(64 << 20);
-    format(&*whole, &format_options()).expect("format");
+    format(&*whole, &format_options(SIZE)).expect("format");
     let message = refusal(with_log(whole.clone(), log.clone()));
     assert!(message.contains("the device has its log on itself"), "{message}");
     // One damaged copy of its name is no loss, and is mended.
@@ -147,7 +142,7 @@ fn an_older_copy_of_the_log_is_refused() {
 #[test]
 fn nothing_but_blank_devices_becomes_a_log() {
     let blank = || disk(64 << 20);
-    let formatted = |log: Arc<SimDisk>| format_with_log(blank(), log, &format_options());
+    let formatted = |log: Arc<SimDisk>| format_with_log(blank(), log, &format_options(SIZE));
     let message = refusal(formatted(pair().1));
     assert!(message.contains("it holds the log of device"), "{message}");
     let message = refusal(formatted(pair().0));
@@ -160,7 +155,7 @@ fn nothing_but_blank_devices_becomes_a_log() {
     foreign.write_at(&block.0, 0).expect("write");
     let message = refusal(formatted(foreign));
     assert!(message.contains("an xfs file system"), "{message}");
-    let message = refusal(format_with_log(pair().0, disk(LOG), &format_options()));
+    let message = refusal(format_with_log(pair().0, disk(LOG), &format_options(SIZE)));
     assert!(message.contains("it is already device"), "{message}");
 }
 
@@ -180,7 +175,7 @@ fn a_format_that_is_cut_short_is_done_again_or_is_whole() {
                 let disks = [disk(64 << 20), disk(LOG)];
                 disks[side].crash_at(at);
                 let [data, log] = &disks;
-                let options = format_options();
+                let options = format_options(SIZE);
                 assert!(format_with_log(data.clone(), log.clone(), &options).is_err());
                 let left = disks.map(|disk| Arc::new(disk.after_crash(|| survives)));
                 let [data, log] = left;

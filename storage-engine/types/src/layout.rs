@@ -61,7 +61,6 @@ impl ShardRange {
         })
     }
 
-    /// Whether `shard` belongs to this range.
     #[expect(clippy::len_without_is_empty, reason = "no copyset owns nothing")]
     pub fn len(self) -> u32 {
         self.end - self.first
@@ -74,6 +73,7 @@ impl ShardRange {
         (upper.len() > 0).then_some((Self { end: middle, ..self }, upper))
     }
 
+    /// Whether `shard` belongs to this range.
     pub fn contains(self, shard: ShardId) -> bool {
         (self.first..self.end).contains(&shard.0)
     }

@@ -310,13 +310,9 @@ impl Command {
             }
             OP_DIGEST => Ok(Self::Digest { scrub: header.writer.seq }),
             OP_SPLIT => {
-                let (fields, rest) = payload.as_chunks();
-                let &[to, first, end] = fields else {
+                let (&[to, first, end], []) = payload.as_chunks() else {
                     return Err(ChunkMessageError::Payload { found: payload.len(), expected: 12 });
                 };
-                if !rest.is_empty() {
-                    return Err(ChunkMessageError::Payload { found: payload.len(), expected: 12 });
-                }
                 let [to, first, end] = [to, first, end].map(u32::from_le_bytes);
                 Ok(Self::Split { to: CopysetId(to), shards: ShardRange { first, end } })
             }

@@ -174,20 +174,18 @@ fn container(cluster: &ValidatedCluster, set: &ValidatedSet, family: AddressFami
         field("POD_IP", "status.podIP"),
         field("NODE_NAME", "spec.nodeName"),
     ];
-    let mut mounts = vec![
+    let stores = set.stores().map(|(kept, _)| {
+        let path = match kept {
+            Kept::Data => DATA_DIR,
+            Kept::Log => LOG_DIR,
+        };
+        json!({"name": claim_template(&set.role, kept), "mountPath": path})
+    });
+    let others = [
         json!({"name": "tls", "mountPath": TLS_DIR, "readOnly": true}),
         json!({"name": "tmp", "mountPath": "/tmp"}),
     ];
-    mounts.splice(
-        0..0,
-        set.stores().map(|(kept, _)| {
-            let path = match kept {
-                Kept::Data => DATA_DIR,
-                Kept::Log => LOG_DIR,
-            };
-            json!({"name": claim_template(&set.role, kept), "mountPath": path})
-        }),
-    );
+    let mut mounts: Vec<Value> = stores.chain(others).collect();
     let (args, ports) = match &set.role {
         SetRole::Mds => {
             env.push(json!({"name": "CURVE_CONFIG", "value": format!("{CLIENT_DIR}/client.toml")}));

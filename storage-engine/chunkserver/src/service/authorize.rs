@@ -4,12 +4,12 @@ use curve_types::{ChunkKey, Epoch, SessionId, VolumeId};
 use curve_wire::auth::Principal;
 use curve_wire::chunk::{Changes, ChunkError, Command, Read, Writer};
 
-/// Which volume a command writes and who does, if it does.
-pub(super) fn writer(command: &Command) -> Option<(VolumeId, &Writer)> {
+/// Which chunk a command writes and who does, if it does.
+pub(super) fn writer(command: &Command) -> Option<(ChunkKey, &Writer)> {
     match command {
         Command::Write { range, writer, .. }
         | Command::WriteZeroes { range, writer }
-        | Command::Discard { range, writer } => Some((range.key.volume, writer)),
+        | Command::Discard { range, writer } => Some((range.key, writer)),
         Command::Fence { .. }
         | Command::Revoke { .. }
         | Command::DeleteVolume { .. }
@@ -21,22 +21,12 @@ pub(super) fn writer(command: &Command) -> Option<(VolumeId, &Writer)> {
     }
 }
 
-/// Which chunk a command writes, if it writes one.
-pub(super) fn chunk(command: &Command) -> Option<ChunkKey> {
-    match command {
-        Command::Write { range, .. }
-        | Command::WriteZeroes { range, .. }
-        | Command::Discard { range, .. } => Some(range.key),
-        _ => None,
-    }
-}
-
 /// Sessions change their own volume, the MDS decides about volumes as a whole, nobody does anything else.
 pub(super) fn command(principal: &Principal, command: &Command) -> Result<(), ChunkError> {
     match (principal, writer(command)) {
         (Principal::Mds { .. }, None) => Ok(()),
-        (Principal::Session { read_only: false, .. }, Some((volume, writer))) => {
-            session(principal, volume, writer.session, writer.epoch)?;
+        (Principal::Session { read_only: false, .. }, Some((chunk, writer))) => {
+            session(principal, chunk.volume, writer.session, writer.epoch)?;
             if writer.floor <= writer.seq { Ok(()) } else { Err(ChunkError::BadRequest) }
         }
         _ => Err(ChunkError::Forbidden),

@@ -75,9 +75,7 @@ pub fn plan_replacements(scene: Scene<'_>) -> Vec<Kind> {
             incoming.entry(joining.add).or_default().add(replica_bytes(scene, copyset));
         }
     }
-    let at_rest =
-        |(_, copyset): &(&CopysetId, &Copyset)| copyset.active && copyset.joining.is_none();
-    for (id, copyset) in scene.state.copysets.iter().filter(at_rest) {
+    for (id, copyset) in scene.state.copysets.iter().filter(|(_, copyset)| copyset.is_at_rest()) {
         // Without a leader nothing can be moved; planning it would only hold up other copysets.
         let Some((_, report)) = scene.view.leader_of(*id, scene.now) else { continue };
         // A change is on its way or not yet taken over: who is to be replaced is not known.

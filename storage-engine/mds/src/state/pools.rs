@@ -283,7 +283,7 @@ impl State {
 
 impl Copyset {
     /// Formed, and neither its members nor its shards are being changed.
-    fn is_at_rest(&self) -> bool {
+    pub fn is_at_rest(&self) -> bool {
         self.active && self.joining.is_none() && self.splitting.is_none()
     }
 

@@ -445,6 +445,13 @@ impl Cluster {
         }
     }
 
+    /// Puts what `pairs` has.
+    pub async fn put_pairs(&self, range: std::ops::Range<usize>) {
+        for n in range {
+            self.put(&format!("key {n}"), &format!("value {n}")).await;
+        }
+    }
+
     /// Waits until these nodes hold exactly `expected`.
     pub async fn agree(&self, numbers: &[usize], expected: &Map) {
         self.agree_on(GROUP, numbers, expected).await;

@@ -1,5 +1,6 @@
 //! A group of which a part becomes another.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::cluster::{Cluster, DIVIDE, GROUP, Map, PART, QUICK, moves, pairs};
@@ -9,9 +10,13 @@ fn parts(count: usize) -> (Map, Map) {
     pairs(0..count).into_iter().partition(|(key, _)| !moves(key))
 }
 
-/// The group that a key is of, once it is divided.
-fn owner(key: &str) -> curve_types::CopysetId {
-    if moves(key.as_bytes()) { PART } else { GROUP }
+/// Puts each of these pairs to the group that its key is of, once that is divided.
+async fn put_to_owners(cluster: &Cluster, range: Range<usize>) {
+    for n in range {
+        let key = format!("key {n}");
+        let owner = if moves(key.as_bytes()) { PART } else { GROUP };
+        cluster.put_to(owner, &key, &format!("value {n}")).await;
+    }
 }
 
 async fn check(cluster: &Cluster, count: usize) {
@@ -28,17 +33,12 @@ async fn check(cluster: &Cluster, count: usize) {
 async fn both_parts_go_on_at_all_replicas() {
     let mut cluster = Cluster::start(3).await;
     cluster.form(3).await;
-    for n in 0..30 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(0..30).await;
     cluster.put(DIVIDE, "").await;
     let began = Instant::now();
     cluster.leader_of(PART).await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    for n in 30..60 {
-        let key = format!("key {n}");
-        cluster.put_to(owner(&key), &key, &format!("value {n}")).await;
-    }
+    put_to_owners(&cluster, 30..60).await;
     check(&cluster, 60).await;
     // And so they are after a loss of power.
     for n in 0..3 {
@@ -47,10 +47,7 @@ async fn both_parts_go_on_at_all_replicas() {
     for n in 0..3 {
         cluster.restart(n).await;
     }
-    for n in 60..70 {
-        let key = format!("key {n}");
-        cluster.put_to(owner(&key), &key, &format!("value {n}")).await;
-    }
+    put_to_owners(&cluster, 60..70).await;
     check(&cluster, 70).await;
 }
 
@@ -61,14 +58,9 @@ async fn a_replica_that_was_away_divides_when_it_comes_to_that() {
     cluster.put("key 0", "value 0").await;
     let late = (cluster.leader().await + 1) % 3;
     cluster.kill(late).await;
-    for n in 1..20 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(1..20).await;
     cluster.put(DIVIDE, "").await;
-    for n in 20..40 {
-        let key = format!("key {n}");
-        cluster.put_to(owner(&key), &key, &format!("value {n}")).await;
-    }
+    put_to_owners(&cluster, 20..40).await;
     cluster.restart(late).await;
     check(&cluster, 40).await;
 }
@@ -77,9 +69,7 @@ async fn a_replica_that_was_away_divides_when_it_comes_to_that() {
 async fn a_replica_that_gets_a_snapshot_instead_gets_the_part_from_its_peers() {
     let mut cluster = Cluster::with(3, QUICK, 1 << 20).await;
     cluster.form(3).await;
-    for n in 0..10 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(0..10).await;
     let late = (cluster.leader().await + 1) % 3;
     cluster.kill(late).await;
     cluster.put(DIVIDE, "").await;

@@ -18,9 +18,7 @@ fn report(cluster: &Cluster, number: usize) -> GroupReport {
 async fn a_dead_member_is_replaced_by_a_learner_that_caught_up() {
     let mut cluster = Cluster::start(4).await;
     cluster.form(3).await;
-    for n in 0..20 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(0..20).await;
     let dead = (cluster.leader().await + 1) % 3;
     cluster.kill(dead).await;
     let leader = cluster.leader().await;

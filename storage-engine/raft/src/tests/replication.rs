@@ -10,9 +10,7 @@ async fn every_replica_comes_to_the_same_state() {
     let cluster = Cluster::start(3).await;
     cluster.form(3).await;
     let expected = pairs(0..50);
-    for n in 0..50 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(0..50).await;
     cluster.agree(&[0, 1, 2], &expected).await;
     (0..3).for_each(|n| cluster.check_chunks(n, &expected));
     let leader = cluster.leader().await;
@@ -72,9 +70,7 @@ async fn a_leader_reads_by_asking_a_quorum() {
 async fn what_was_acknowledged_survives_power_loss_of_all() {
     let mut cluster = Cluster::start(3).await;
     cluster.form(3).await;
-    for n in 0..30 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(0..30).await;
     for n in 0..3 {
         cluster.kill(n).await;
     }
@@ -100,9 +96,7 @@ async fn a_follower_that_missed_purged_entries_gets_a_snapshot() {
     for _ in 0..200 {
         cluster.put("filler", &filler).await;
     }
-    for n in 1..20 {
-        cluster.put(&format!("key {n}"), &format!("value {n}")).await;
-    }
+    cluster.put_pairs(1..20).await;
     let mut expected = pairs(0..20);
     expected.insert("filler".into(), filler.clone().into());
     cluster.restart(late).await;

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use curve_store::{
-    Disk, FormatOptions, SimDisk, Store, StoreError, format_small, format_small_with_log, with_log,
+    Disk, SimDisk, Store, StoreError, format_small, format_small_with_log, with_log,
 };
-use curve_types::{ClusterId, DeviceId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::format_options;
 use super::model::{Host, crash_options};
 
 const SIZE: u64 = 64 << 20;
@@ -34,12 +34,7 @@ pub struct Disks {
 
 impl Disks {
     pub fn format(log: Log) -> Self {
-        let options = FormatOptions {
-            cluster: ClusterId::random(),
-            device: DeviceId::random(),
-            name: "test".into(),
-            size: SIZE,
-        };
+        let options = format_options(SIZE);
         let data = Arc::new(SimDisk::new(SIZE));
         if log == Log::OnDevice {
             format_small(&*data, &options, WAL, BLOCKS).expect("format");

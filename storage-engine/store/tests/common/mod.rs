@@ -23,15 +23,15 @@ pub fn sim(size: u64, wal_len: u64) -> Arc<SimDisk> {
     sim_small(size, wal_len, u64::MAX)
 }
 
+/// Of a device like no other.
+pub fn format_options(size: u64) -> FormatOptions {
+    let (cluster, device) = (ClusterId::random(), DeviceId::random());
+    FormatOptions { cluster, device, name: "test".into(), size }
+}
+
 pub fn sim_small(size: u64, wal_len: u64, data_blocks: u64) -> Arc<SimDisk> {
     let disk = SimDisk::new(size);
-    let options = FormatOptions {
-        cluster: ClusterId::random(),
-        device: DeviceId::random(),
-        name: "test".into(),
-        size,
-    };
-    format_small(&disk, &options, wal_len, data_blocks).expect("format");
+    format_small(&disk, &format_options(size), wal_len, data_blocks).expect("format");
     Arc::new(disk)
 }
 
